@@ -1,0 +1,218 @@
+"""Parameter tree <-> PyTorch state dict, in every known key layout, and vae.pth files read and written.
+
+Nothing is guessed: a key too many or too few, a shape that does not fit, a value that is not finite is refused by name.
+`python -m torch_ref.convert IN.pth OUT.pth --layout NAME` rewrites a file in another layout.
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from vae_jax import cli
+from vae_jax.config import InputError, require_writable
+
+Params = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+StateDict = dict[str, torch.Tensor]
+Layout = Literal["documented", "fc-mu", "pytorch-examples"]
+
+# The five linear layers: their place in the parameter tree, and their names in the files of each layout.
+LAYERS = (("encoder", "fc1"), ("encoder", "fc2_mu"), ("encoder", "fc2_logvar"), ("decoder", "fc1"), ("decoder", "fc2"))
+LAYOUTS: dict[Layout, tuple[str, ...]] = {
+    "documented": ("encoder.fc1", "encoder.fc2_mu", "encoder.fc2_logvar", "decoder.fc1", "decoder.fc2"),
+    "fc-mu": ("encoder.fc1", "encoder.fc_mu", "encoder.fc_logvar", "decoder.fc1", "decoder.fc2"),
+    "pytorch-examples": ("fc1", "fc21", "fc22", "fc3", "fc4"),
+}
+
+
+class WeightsError(InputError):
+    """A state dict, a parameter tree or a weights file is not one of this model."""
+
+
+def to_state_dict(params: Params, layout: Layout = "documented") -> StateDict:
+    """Copies a parameter tree into a state dict of plain contiguous tensors.
+
+    Args:
+      params: `params[part][layer]["kernel"]` of shape [in, out] and `["bias"]` of shape [out], float32 or float64.
+      layout: Key names of the state dict.
+
+    Raises:
+      WeightsError: An entry is missing or unknown, or has a wrong shape, type or value.
+    """
+    found = {f"{part}.{layer}.{name}" for part in params for layer in params[part] for name in params[part][layer]}
+    _require_keys(
+        found, {f"{part}.{layer}.{name}" for part, layer in LAYERS for name in ("kernel", "bias")}, "the parameters"
+    )
+    state_dict = {}
+    for (part, layer), name in zip(LAYERS, LAYOUTS[layout], strict=True):
+        kernel, bias = params[part][layer]["kernel"], params[part][layer]["bias"]
+        state_dict[f"{name}.weight"] = torch.from_numpy(np.array(np.asarray(kernel).T, order="C"))
+        state_dict[f"{name}.bias"] = torch.from_numpy(np.array(bias))
+    check(state_dict)
+    return state_dict
+
+
+def to_params(state_dict: Mapping[str, torch.Tensor]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Copies a state dict, in whichever known layout, into a parameter tree of NumPy arrays.
+
+    Raises:
+      WeightsError: A key is missing or unknown, or a tensor has a wrong shape, type or value.
+    """
+    names = LAYOUTS[check(state_dict)]
+    params: dict[str, dict[str, dict[str, np.ndarray]]] = {"encoder": {}, "decoder": {}}
+    for (part, layer), name in zip(LAYERS, names, strict=True):
+        weight, bias = (state_dict[f"{name}.{kind}"].detach().cpu().numpy() for kind in ("weight", "bias"))
+        params[part][layer] = {"kernel": np.array(weight.T, order="C"), "bias": np.array(bias)}
+    return params
+
+
+def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
+    """Checks that a state dict is one of this model, whatever its sizes.
+
+    Returns:
+      The layout of its keys.
+
+    Raises:
+      WeightsError: Naming the first key at fault.
+    """
+    # The layout that shares the most keys is the one that is meant.
+    keys: dict[Layout, set[str]] = {layout: _keys(layout) for layout in LAYOUTS}
+    layout = max(keys, key=lambda candidate: len(keys[candidate] & state_dict.keys()))
+    _require_keys(set(state_dict), keys[layout], f"the state dict (layout {layout})")
+
+    for key, tensor in state_dict.items():
+        if (
+            not isinstance(tensor, torch.Tensor)
+            or tensor.layout != torch.strided
+            or tensor.is_quantized
+            or tensor.is_meta
+        ):
+            raise WeightsError(f"key {key}: is {type(tensor).__name__}; expected a dense tensor")
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise WeightsError(f"key {key}: has type {tensor.dtype}; expected torch.float32 or torch.float64")
+    dtype = next(iter(state_dict.values())).dtype
+    for key, shape in _shapes(state_dict, layout).items():
+        tensor = state_dict[key]
+        if tuple(tensor.shape) != shape:
+            raise WeightsError(
+                f"key {key}: has shape {list(tensor.shape)}; expected {list(shape)}, as the other keys have it"
+            )
+        if tensor.dtype != dtype:
+            raise WeightsError(f"key {key}: has type {tensor.dtype}; expected {dtype}, as the other keys have it")
+        if not tensor.numel():
+            raise WeightsError(f"key {key}: has shape {list(tensor.shape)}; expected at least one value")
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"key {key}: holds values that are NaN or infinite; expected finite ones")
+    return layout
+
+
+def sizes(state_dict: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
+    """(hidden_dim, latent_dim, pixels) of a state dict in any known layout: `VAE(*sizes(state_dict))` is its model."""
+    names = LAYOUTS[check(state_dict)]
+    (hidden_dim, pixels), (latent_dim, _) = (
+        state_dict[f"{names[0]}.weight"].shape,
+        state_dict[f"{names[1]}.weight"].shape,
+    )
+    return hidden_dim, latent_dim, pixels
+
+
+def load(path: Path | str) -> StateDict:
+    """Reads a file in any known layout, from a source that need not be trusted: no code in it is run.
+
+    Returns:
+      A state dict in the documented layout, ready for `torch_ref.model.VAE.load_state_dict`.
+
+    Raises:
+      WeightsError: The file is missing, is no PyTorch file, or does not hold this model.
+    """
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state_dict, dict):
+            raise WeightsError(f"holds {type(state_dict).__name__}; expected a state dict")
+        return to_state_dict(to_params(state_dict))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); name a PyTorch state dict") from None
+    except Exception as error:  # a damaged file can break the reader anywhere
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{path}: is not a file of plain tensors ({reason}); expected one that torch.save(model.state_dict()) wrote"
+        ) from None
+
+
+def save(state_dict: StateDict, path: Path | str) -> None:
+    """Writes a state dict for `torch.load(path, weights_only=True)`: whole, or not at all.
+
+    Raises:
+      OSError: It cannot be written; a file that stood there is still whole.
+    """
+    # Through links; to a temporary file in the same folder, then renamed over the old one in one step.
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
+        with part.open("wb") as file:
+            torch.save(state_dict, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+def _keys(layout: Layout) -> set[str]:
+    return {f"{name}.{kind}" for name in LAYOUTS[layout] for kind in ("weight", "bias")}
+
+
+def _require_keys(found: set[str], expected: set[str], where: str) -> None:
+    if missing := expected - found:
+        raise WeightsError(f"key {min(missing)}: missing from {where}; expected {', '.join(sorted(expected))}")
+    if unknown := found - expected:
+        raise WeightsError(f"key {min(unknown, key=str)}: unknown in {where}; expected {', '.join(sorted(expected))}")
+
+
+def _shapes(state_dict: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The shape that each key must have, given the biases of the first two layers and of the last."""
+    names = LAYOUTS[layout]
+    hidden_dim, latent_dim, pixels = (state_dict[f"{names[layer]}.bias"].numel() for layer in (0, 1, 4))
+    widths = [
+        (pixels, hidden_dim),
+        (hidden_dim, latent_dim),
+        (hidden_dim, latent_dim),
+        (latent_dim, hidden_dim),
+        (hidden_dim, pixels),
+    ]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (fan_in, features) in zip(names, widths, strict=True):
+        shapes |= {f"{name}.weight": (features, fan_in), f"{name}.bias": (features,)}
+    return shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Rewrite a weights file of this model in another key layout."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN.pth")]
+    """File to read; its layout is recognised."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.pth")]
+    """File to write."""
+    layout: Layout = "documented"
+    """Key names to write."""
+
+
+def convert(config: ConvertConfig) -> None:
+    """Reads, checks, writes and says so."""
+    state_dict = load(config.source)
+    require_writable("OUT.pth", config.target)
+    save(to_state_dict(to_params(state_dict), config.layout), config.target)
+    hidden_dim, latent_dim, pixels = sizes(state_dict)
+    print(f"saved {config.target}: {pixels}-{hidden_dim}-{latent_dim}, layout {config.layout}")
+
+
+if __name__ == "__main__":
+    cli.run(convert, ConvertConfig, "python -m torch_ref.convert")

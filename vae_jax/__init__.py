@@ -1,0 +1,9 @@
+"""A Flax (JAX) variational autoencoder for MNIST, equal to the well-known PyTorch one to the last digit.
+
+The public names stand in `__init__.pyi`; each module is imported when one of its names is first used, so that
+`--help` and the PyTorch side never wait for jax.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

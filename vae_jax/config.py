@@ -1,0 +1,97 @@
+"""The options of a training run and their checks. Imports neither jax nor torch: a wrong one is answered at once."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+# The largest finite float32: a bigger rate or weight would be infinite on the device.
+FLOAT32_MAX = 3.4028235e38
+RUN_FILES = ("config.json", "metrics.jsonl")
+
+
+class InputError(ValueError):
+    """Something the caller gave cannot be used: one line with the option or file, what was found, and what to try.
+
+    The commands print the line and exit with code 2.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train the MNIST VAE (784-400-20-400-784) with JAX and export it as a PyTorch state dict."""
+
+    data: str = "mnist"
+    """Image set: `mnist`, the one bundled with the package."""
+    epochs: int = 10
+    """Passes over all training images."""
+    batch_size: int = 128
+    """Images per optimizer step; the last batch of an epoch may be smaller."""
+    learning_rate: float = 1e-3
+    """Adam's step size."""
+    hidden_dim: int = 400
+    """Width of the hidden layer of encoder and decoder."""
+    latent_dim: int = 20
+    """Number of latent dimensions."""
+    beta: float = 1.0
+    """Weight of the KL divergence in the loss; 1 is the evidence lower bound."""
+    seed: int = 0
+    """Seed of initialization, shuffling and noise; the same seed gives the same model."""
+    workdir: Path = Path("runs/mnist")
+    """Folder for config.json and metrics.jsonl."""
+    export: Path = Path("vae.pth")
+    """PyTorch state dict to write at the end."""
+    overwrite: bool = False
+    """Replace the run that workdir holds."""
+
+    def check(self) -> None:
+        """Looks at every option, and at the places to write to, without changing anything.
+
+        Raises:
+          InputError: An option is out of its range, a path cannot be written, or `workdir` holds a run already.
+        """
+        for name in ("epochs", "batch_size", "hidden_dim", "latent_dim"):
+            self._require(
+                name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "a whole number of at least 1"
+            )
+        self._require("learning_rate", 0 < self.learning_rate <= FLOAT32_MAX, "a finite number above 0")
+        self._require("beta", 0 <= self.beta <= FLOAT32_MAX, "a finite number of at least 0")
+        self._require(
+            "seed", isinstance(self.seed, int) and 0 <= self.seed < 2**32, f"a whole number from 0 to {2**32 - 1}"
+        )
+        require_writable("--export", self.export)
+        # A run's own file stands for the folder: the folder itself may be missing still.
+        for name in RUN_FILES:
+            require_writable("--workdir", self.workdir / name)
+            if (self.workdir / name).exists() and not self.overwrite:
+                raise InputError(
+                    f"--workdir {self.workdir}: holds a run already ({name});"
+                    " add --overwrite to replace it or name another folder"
+                )
+
+    def _require(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            default = type(self).__dataclass_fields__[name].default
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} {getattr(self, name)}: expected {expected}; the default is {default}")
+
+
+def require_writable(option: str, path: Path) -> None:
+    """Checks that a file can be created or replaced at `path`, leaving nothing behind.
+
+    Raises:
+      InputError: It cannot, and why.
+    """
+    try:
+        # Through links, as writing would go.
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            raise InputError(f"{option} {path}: is not a regular file; name a file to write")
+        folder = next(parent for parent in path.parents if parent.exists())
+        # Trying is the only sure test: permission bits mean nothing to root or on a read-only disk.
+        tempfile.TemporaryFile(dir=folder).close()
+        # Raises where the name is too long for the file system.
+        path.exists()
+    except OSError as error:
+        raise InputError(
+            f"{option} {path}: cannot be written ({error.strerror}); name a path in a folder you may write to"
+        ) from None

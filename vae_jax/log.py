@@ -1,0 +1,46 @@
+"""What a run leaves behind and tells: config.json, metrics.jsonl, a line an epoch. Imports neither jax nor torch."""
+
+import dataclasses
+import json
+
+from vae_jax.config import RUN_FILES, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochMetrics:
+    """Averages over an epoch, in nats per image; a line of metrics.jsonl."""
+
+    epoch: int
+    train_loss: float
+    train_bce: float
+    train_kld: float
+    test_loss: float
+    test_bce: float
+    test_kld: float
+    seconds: float  # of training; neither evaluation nor compilation
+
+
+class RunLog:
+    """Writes a run's files and prints its lines. Creating one replaces what an earlier run left in the folder."""
+
+    def __init__(self, config: TrainConfig):
+        self._config = config
+        config.workdir.mkdir(parents=True, exist_ok=True)
+        for name in RUN_FILES:
+            (config.workdir / name).unlink(missing_ok=True)
+        text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
+        (config.workdir / "config.json").write_text(text + "\n")
+
+    def add(self, metrics: EpochMetrics) -> None:
+        """Appends to metrics.jsonl and prints a line, whose parts add up to its loss in the printed digits too."""
+        with (self._config.workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+        loss = round(metrics.train_loss, 2)
+        bce = round(metrics.train_bce, 2)
+        weight = "" if self._config.beta == 1 else "beta * "
+        print(
+            f"epoch {metrics.epoch:{len(str(self._config.epochs))}}/{self._config.epochs}"
+            f"  train loss {loss:.2f} = bce {bce:.2f} + {weight}kld {loss - bce:.2f}"
+            f"  test loss {metrics.test_loss:.2f}  {metrics.seconds:.2f} s",
+            flush=True,
+        )

@@ -1,0 +1,152 @@
+"""Training as pure functions of a state: one step, one epoch, one pass over the test set, all jit-compiled.
+
+All randomness comes from the state's key, which is never used up: every draw folds in what it is for and the number of
+its step or epoch, so a state read back from disk goes on with the very same draws.
+"""
+
+from functools import partial
+from typing import cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from vae_jax.config import TrainConfig
+from vae_jax.model import VAE, Output, to_pixels
+from vae_jax.objective import Losses, losses
+
+# What a draw is for.
+INIT, SHUFFLE, NOISE, TEST_NOISE = range(4)
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step reads and changes."""
+
+    step: Int[Array, ""]  # optimizer steps taken
+    key: Key[Array, ""]
+    beta: Float[Array, ""]
+    params: dict[str, dict[str, dict[str, Array]]]
+    opt_state: optax.OptState
+    model: VAE = flax.struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type that everything is computed in: that of the parameters."""
+        return jax.tree.leaves(self.params)[0].dtype
+
+
+def create_state(config: TrainConfig, pixels: int = 784) -> TrainState:
+    """The state before the first step: fresh parameters, Adam at rest.
+
+    Args:
+      config: Sizes, rate, beta and seed.
+      pixels: Pixels of an image.
+    """
+    model = VAE(config.hidden_dim, config.latent_dim, pixels)
+    key = jax.random.key(config.seed)
+    images, eps = jnp.zeros((1, pixels)), jnp.zeros((1, config.latent_dim))
+    params = jax.jit(model.init)(jax.random.fold_in(key, INIT), images, eps)["params"]
+    tx = optax.adam(config.learning_rate)  # PyTorch's defaults too: betas (0.9, 0.999), eps 1e-8
+    return TrainState(jnp.int32(0), key, jnp.float32(config.beta), params, tx.init(params), model, tx)
+
+
+def split_batches(order: Int[Array, " images"], batch_size: int) -> Int[Array, "steps batch"]:
+    """Cuts a list of image numbers into batches, the last one filled up with -1: places that count for nothing."""
+    padding = -len(order) % batch_size
+    return jnp.pad(order, (0, padding), constant_values=-1).reshape(-1, batch_size)
+
+
+@partial(jax.jit, static_argnames=("images", "batch_size"))
+def shuffled_batches(
+    key: Key[Array, ""], epoch: Int[Array, ""] | int, images: int, batch_size: int
+) -> Int[Array, "steps batch"]:
+    """The batches of an epoch: every image number from 0 to `images` - 1 once, in an order drawn from `key`."""
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, SHUFFLE), epoch)
+    return split_batches(jax.random.permutation(epoch_key, images), batch_size)
+
+
+def draw_eps(
+    key: Key[Array, ""], step: Int[Array, ""] | int, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "batch latent"]:
+    """The noise of a training step, ~ N(0, I)."""
+    return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, NOISE), step), shape, dtype)
+
+
+def _batch_losses(state: TrainState, params, images, eps, valid) -> Losses:
+    """The losses summed over the valid images of a batch."""
+    pixels = to_pixels(images, state.dtype)
+    output = cast(Output, state.model.apply({"params": params}, pixels, eps))
+    return jax.tree.map(lambda per_image: jnp.sum(jnp.where(valid, per_image, 0)), losses(output, pixels, state.beta))
+
+
+def _train_step(state: TrainState, images, valid) -> tuple[TrainState, Losses]:
+    eps = draw_eps(state.key, state.step, (len(images), state.model.latent_dim), state.dtype)
+
+    def objective(params):
+        # The SUM over the batch, as in the PyTorch model: with Adam's eps, its mean would train differently.
+        batch = _batch_losses(state, params, images, eps, valid)
+        return batch.loss, batch
+
+    gradients, batch = jax.grad(objective, has_aux=True)(state.params)
+    updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), batch
+
+
+@partial(jax.jit, donate_argnames="state")
+def train_step(
+    state: TrainState, images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"]
+) -> tuple[TrainState, Losses]:
+    """One Adam step on one batch.
+
+    Args:
+      state: Given away: use the one that comes back.
+      images: Bytes, or pixels in [0, 1].
+
+    Returns:
+      The next state, and the losses before the step, summed over the batch, in nats.
+    """
+    return _train_step(state, images, True)
+
+
+@partial(jax.jit, donate_argnames="state")
+def train_epoch(
+    state: TrainState,
+    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
+    batches: Int[Array, "steps batch"],
+) -> tuple[TrainState, Losses]:
+    """One Adam step on each of `batches`, as one `lax.scan`: an epoch, or any stretch of it.
+
+    Args:
+      state: Given away: use the one that comes back.
+      images: The whole training set, bytes or pixels in [0, 1].
+      batches: Numbers of the images of each batch, -1 where there is none.
+
+    Returns:
+      The state after the last step, and the losses of each step ([steps]), summed over its batch, in nats.
+    """
+
+    def step(state, numbers):
+        # -1 reads the last image, which `valid` then leaves out.
+        return _train_step(state, images[numbers], numbers >= 0)
+
+    return jax.lax.scan(step, state, batches)
+
+
+@jax.jit
+def test_losses(
+    state: TrainState,
+    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
+    batches: Int[Array, "steps batch"],
+) -> Losses:
+    """The losses of each batch ([steps]), summed over its images, in nats; one draw of z an image, always the same."""
+
+    def step(number, numbers):
+        key = jax.random.fold_in(jax.random.fold_in(state.key, TEST_NOISE), number)
+        eps = jax.random.normal(key, (len(numbers), state.model.latent_dim), state.dtype)
+        return number + 1, _batch_losses(state, state.params, images[numbers], eps, numbers >= 0)
+
+    return jax.lax.scan(step, 0, batches)[1]

@@ -1,0 +1,140 @@
+"""A whole training run: data, state, epochs, metrics, vae.pth. `python -m vae_jax.train --help` lists the options.
+
+jax is imported by `fit`, not by this module, so that `--help` and wrong options are answered at once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from vae_jax import cli
+from vae_jax.config import TrainConfig
+from vae_jax.data import load
+from vae_jax.log import EpochMetrics, RunLog
+
+if TYPE_CHECKING:
+    from vae_jax.objective import Losses
+    from vae_jax.steps import TrainState
+
+# The progress bar moves once in so many floating-point operations: 2 seconds on a CPU that does 20 GFLOP/s.
+STRETCH_FLOPS = 40e9
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training has diverged: the loss is no longer a finite number."""
+
+
+def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
+    """Trains as the options say, and writes config.json, metrics.jsonl and the exported state dict.
+
+    Returns:
+      The state after the last epoch, and the averages of every epoch.
+
+    Raises:
+      InputError: An option cannot be used; raised before anything is computed or written.
+      NonFiniteLossError: The loss of an epoch is not finite; nothing is exported.
+    """
+    config.check()
+    dataset = load(config.data)
+
+    import jax
+    import jax.numpy as jnp
+
+    from vae_jax import steps
+
+    train_images, test_images = (
+        jnp.asarray(images.reshape(len(images), -1)) for images in (dataset.train_images, dataset.test_images)
+    )
+    count = len(train_images)
+    batch_size = min(config.batch_size, count)
+    state = steps.create_state(config, train_images.shape[1])
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(
+        f"{config.data}: {count:,} training and {len(test_images):,} test images; {parameters:,} parameters;"
+        f" {jax.devices()[0].device_kind}"
+        "\nlosses are nats per image, a cross entropy on grey pixels (no log-likelihood of binary ones)",
+        flush=True,
+    )
+
+    # Compiled ahead, so that the seconds of an epoch are those of its training.
+    test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
+    test_losses = steps.test_losses.lower(state, test_images, test_batches).compile()
+    stretches = _stretches(math.ceil(count / batch_size), 6 * batch_size * parameters)
+    train = {
+        length: steps.train_epoch.lower(
+            state, train_images, jax.ShapeDtypeStruct((length, batch_size), jnp.int32)
+        ).compile()
+        for length in {len(stretch) for stretch in stretches}
+    }
+
+    log = RunLog(config)
+    history = []
+    for epoch in range(1, config.epochs + 1):
+        start = time.perf_counter()
+        batches = steps.shuffled_batches(state.key, epoch, count, batch_size)
+        train_sums: list[Losses] = []
+        # Gone before the line of the epoch is printed; not there at all where the output is no terminal.
+        with tqdm(
+            total=count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None
+        ) as bar:
+            for stretch in stretches:
+                state, sums = train[len(stretch)](state, train_images, batches[stretch.start : stretch.stop])
+                if train_sums:
+                    # One stretch behind, so that the device always has the next one at hand.
+                    train_sums[-1].loss.block_until_ready()
+                    bar.update(len(train_sums[-1].loss) * batch_size)
+                train_sums.append(sums)
+            state.step.block_until_ready()
+        seconds = time.perf_counter() - start
+        metrics = EpochMetrics(
+            epoch,
+            *_averages(train_sums, count, config.beta),
+            *_averages([test_losses(state, test_images, test_batches)], len(test_images), config.beta),
+            seconds,
+        )
+        if not math.isfinite(metrics.train_loss + metrics.test_loss):
+            raise NonFiniteLossError(
+                f"epoch {epoch}: the training loss is {metrics.train_loss}, the test loss {metrics.test_loss};"
+                f" nothing exported; try a --learning-rate below {config.learning_rate}"
+            )
+        history.append(metrics)
+        log.add(metrics)
+
+    from torch_ref import convert
+
+    convert.save(convert.to_state_dict(jax.device_get(state.params)), config.export)
+    print(f'saved {config.export}; load it with torch.load("{config.export}", weights_only=True)', flush=True)
+    return state, history
+
+
+def _stretches(steps: int, step_flops: float) -> list[range]:
+    """The steps of an epoch in stretches between two moves of the bar, of one length where that is possible.
+
+    Every length is compiled for itself, so a divisor of `steps` is worth being up to twice as far from the ideal.
+    """
+    longest = min(steps, max(1, int(STRETCH_FLOPS / step_flops)))
+    length = next((n for n in range(longest, longest // 2, -1) if steps % n == 0), longest)
+    return [range(steps)[start : start + length] for start in range(0, steps, length)]
+
+
+def _averages(sums: list[Losses], images: int, beta: float) -> tuple[float, float, float]:
+    """loss, bce and kld per image. Summed in float64, where loss = bce + beta * kld holds to the last printed digit."""
+    bce = math.fsum(np.concatenate([part.bce for part in sums]).tolist()) / images
+    kld = math.fsum(np.concatenate([part.kld for part in sums]).tolist()) / images
+    return bce + beta * kld, bce, kld
+
+
+def main() -> None:
+    try:
+        cli.run(fit, TrainConfig, "python -m vae_jax.train")
+    except NonFiniteLossError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
