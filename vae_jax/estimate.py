@@ -1,0 +1,150 @@
+"""What can be estimated of a model on given images: its loss, its use of the latent space, and log p(x).
+
+Pure functions of model, parameters, images and key. The noise of a draw depends on the key, the number of its image and
+the number of the sample alone, so that no result depends on how the work was cut into chunks.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from vae_jax.model import VAE, Output, to_pixels
+from vae_jax.objective import Losses, bce, kld, losses
+from vae_jax.steps import split_batches
+
+Params = dict[str, dict[str, dict[str, Array]]]
+
+
+class Bound(NamedTuple):
+    """The evidence lower bound of each image, and what the encoder made of it."""
+
+    losses: Losses  # beta = 1: loss = -elbo
+    mu: Float[Array, "images latent"]
+    kld_per_latent: Float[Array, "images latent"]
+
+
+def draw_eps(
+    key: Key[Array, ""], numbers: Int[Array, " images"], samples: Int[Array, " samples"], latent_dim: int
+) -> Float[Array, "images samples latent"]:
+    """The noise, ~ N(0, I), of the given samples of the given images."""
+
+    def draw(number: Int[Array, ""], sample: Int[Array, ""]) -> Float[Array, " latent"]:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, number), sample), (latent_dim,))
+
+    return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(numbers, samples)
+
+
+@partial(jax.jit, static_argnames=("model", "batch_size"))
+def bound(
+    model: VAE,
+    params: Params,
+    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
+    key: Key[Array, ""],
+    batch_size: int = 2048,
+) -> Bound:
+    """The evidence lower bound of each image, by one draw of z.
+
+    Args:
+      model: Its sizes.
+      params: Its parameters.
+      images: Bytes, or pixels in [0, 1].
+      key: Of the noise.
+      batch_size: Images at once; bounds the memory and changes no result.
+
+    Returns:
+      Loss, bce and kld of each image, its posterior mean, and its divergence in each latent dimension; in nats.
+    """
+
+    def batch(numbers: Int[Array, " batch"]) -> Bound:
+        pixels = to_pixels(images[numbers])
+        eps = draw_eps(key, numbers, jnp.zeros(1, int), model.latent_dim)[:, 0]
+        output = cast(Output, model.apply({"params": params}, pixels, eps))
+        per_latent = jax.vmap(kld, 1, 1)(output.mu[:, :, None], output.logvar[:, :, None])
+        return Bound(losses(output, pixels), output.mu, per_latent)
+
+    batches = split_batches(jnp.arange(len(images)), min(batch_size, len(images)))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(images)], jax.lax.map(batch, batches))
+
+
+def log_weights(
+    model: VAE, params: Params, images: Float[Array, "images pixels"], eps: Float[Array, "images samples latent"]
+) -> Float[Array, "images samples"]:
+    """log of the importance weights, w = p(x | z) p(z) / q(z | x) with z = mu + exp(logvar / 2) * eps.
+
+    Args:
+      model: Its sizes.
+      params: Its parameters.
+      images: Pixels x in [0, 1].
+      eps: Draws from N(0, I).
+
+    Returns:
+      log w of each image and sample, in nats.
+
+    References:
+      Burda et al., Importance Weighted Autoencoders, equation 8. https://arxiv.org/abs/1509.00519
+    """
+    mu, logvar = cast(tuple[Array, Array], model.apply({"params": params}, images, method="encode"))
+    z = mu[:, None] + jnp.exp(logvar / 2)[:, None] * eps
+    logits = cast(Array, model.apply({"params": params}, z.reshape(-1, z.shape[-1]), method="decode"))
+    log_px_z = -bce(logits, jnp.repeat(images, eps.shape[1], axis=0)).reshape(eps.shape[:2])
+    # The constants of the two Gaussians, -latent/2 log(2 pi), cancel.
+    log_pz = -0.5 * jnp.sum(z**2, axis=-1)
+    log_qz = -0.5 * jnp.sum(eps**2, axis=-1) - 0.5 * jnp.sum(logvar, axis=-1)[:, None]
+    return log_px_z + log_pz - log_qz
+
+
+@partial(jax.jit, static_argnames=("model", "samples", "batch_size"))
+def importance_log_px(
+    model: VAE,
+    params: Params,
+    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
+    numbers: Int[Array, " chosen"],
+    key: Key[Array, ""],
+    samples: int,
+    batch_size: int = 2048,
+) -> Float[Array, " chosen"]:
+    """The importance-weighted estimate of log p(x), log(1/K sum of K weights): a lower bound that rises with K.
+
+    Args:
+      model: Its sizes.
+      params: Its parameters.
+      images: Bytes, or pixels in [0, 1].
+      numbers: Which of the images to look at.
+      key: Of the noise; sample k of image n is the same whatever the number of samples.
+      samples: K.
+      batch_size: Images times samples at once; bounds the memory and changes no result.
+
+    Returns:
+      The estimate for each chosen image, in nats.
+
+    References:
+      Burda et al., Importance Weighted Autoencoders, equation 8. https://arxiv.org/abs/1509.00519
+    """
+    # Chunks of one length: 5,000 samples at 2,048 at once are 3 chunks of 1,667, with one place unused.
+    chunk = math.ceil(samples / math.ceil(samples / batch_size))
+
+    def batch(numbers: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        pixels = to_pixels(images[numbers])
+
+        def add(carry, first):
+            # The largest weight so far, and the sum of all in units of it: neither overflows, and the sum loses no
+            # digits however many the chunks.
+            top, total = carry
+            chosen = first + jnp.arange(chunk)
+            weights = log_weights(model, params, pixels, draw_eps(key, numbers, chosen, model.latent_dim))
+            weights = jnp.where(chosen[None] < samples, weights, -jnp.inf)
+            new_top = jnp.maximum(top, jnp.max(weights, axis=1))
+            total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(weights - new_top[:, None]), axis=1)
+            return (new_top, total), None
+
+        start = (jnp.full(len(numbers), -jnp.inf), jnp.zeros(len(numbers)))
+        (top, total), _ = jax.lax.scan(add, start, jnp.arange(0, samples, chunk))
+        return top + jnp.log(total) - math.log(samples)
+
+    # Places that are filled up with -1 point at the last of the chosen images.
+    places = split_batches(jnp.arange(len(numbers)), min(len(numbers), max(1, batch_size // chunk)))
+    return jax.lax.map(batch, numbers[places]).reshape(-1)[: len(numbers)]

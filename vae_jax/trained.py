@@ -1,0 +1,76 @@
+"""A trained model read back, from a weights file or a run's folder. Imports no jax, and torch only to read a file."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vae_jax.config import InputError
+
+
+class Trained(NamedTuple):
+    """Sizes and parameters of a model, and the options of its run."""
+
+    hidden_dim: int
+    latent_dim: int
+    pixels: int
+    params: dict[str, dict[str, dict[str, np.ndarray]]]
+    options: dict[str, Any]  # of the run's config.json; none where the model came from a file
+
+
+def read(path: Path) -> Trained:
+    """Reads a model.
+
+    Args:
+      path: A weights file in any layout that `torch_ref.convert` knows, or the workdir of a run; its sizes are read off
+        the weights.
+
+    Raises:
+      InputError: Nothing is there, the folder holds no run, or the file does not hold this model.
+    """
+    options: dict[str, Any] = {}
+    file = path
+    if path.is_dir():
+        options = _read_options(path)
+        file = Path(options["export"])
+        if not file.is_file():
+            raise InputError(
+                f"{path}: the run's weights file {file} is not there; run this where the training ran, or name the file"
+            )
+    elif not path.exists():
+        raise InputError(f"{path}: does not exist; name a weights file (.pth, .safetensors) or the workdir of a run")
+
+    from torch_ref import convert
+
+    state_dict = convert.load(file)
+    return Trained(*convert.sizes(state_dict), convert.to_params(state_dict), options)
+
+
+def require_pixels(path: Path, trained: Trained, data: str, image_shape: tuple[int, ...]) -> None:
+    """Checks that a model takes the images of an image set.
+
+    Raises:
+      InputError: They have another number of pixels.
+    """
+    found = int(np.prod(image_shape))
+    if found != trained.pixels:
+        raise InputError(
+            f"{path}: takes images of {trained.pixels} pixels, but those of --data {data} have {found}"
+            f" ({' x '.join(map(str, image_shape))}); name the image set that it was trained on"
+        )
+
+
+def _read_options(workdir: Path) -> dict[str, Any]:
+    file = workdir / "config.json"
+    try:
+        options = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{workdir}: is no run (it has no config.json); name the workdir of a run or a weights file"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); train again or name the weights file") from None
+    if not isinstance(options, dict) or not isinstance(options.get("export"), str):
+        raise InputError(f"{file}: does not name the weights file (export); train again or name the weights file")
+    return options
