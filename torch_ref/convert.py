@@ -1,7 +1,7 @@
-"""Parameter tree <-> PyTorch state dict, in every known key layout, and vae.pth files read and written.
+"""Parameter tree <-> PyTorch state dict, in every known key layout; vae.pth and .safetensors files read and written.
 
 Nothing is guessed: a key too many or too few, a shape that does not fit, a value that is not finite is refused by name.
-`python -m torch_ref.convert IN.pth OUT.pth --layout NAME` rewrites a file in another layout.
+`python -m torch_ref.convert IN.pth OUT.pth --layout NAME` rewrites a file in another layout, or as .safetensors.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import safetensors.torch
 import torch
 import tyro
 
@@ -125,41 +126,59 @@ def sizes(state_dict: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
 def load(path: Path | str) -> StateDict:
     """Reads a file in any known layout, from a source that need not be trusted: no code in it is run.
 
+    Args:
+      path: A PyTorch file, or one of the safetensors package where the name ends in .safetensors.
+
     Returns:
       A state dict in the documented layout, ready for `torch_ref.model.VAE.load_state_dict`.
 
     Raises:
-      WeightsError: The file is missing, is no PyTorch file, or does not hold this model.
+      WeightsError: The file is missing, is of another kind, or does not hold this model.
     """
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        if is_safetensors(path):
+            state_dict = safetensors.torch.load(Path(path).read_bytes())
+        else:
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state_dict, dict):
             raise WeightsError(f"holds {type(state_dict).__name__}; expected a state dict")
         return to_state_dict(to_params(state_dict))
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); name a PyTorch state dict") from None
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); name a weights file") from None
     except Exception as error:  # a damaged file can break the reader anywhere
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        writer = "safetensors.torch.save_file" if is_safetensors(path) else "torch.save"
         raise WeightsError(
-            f"{path}: is not a file of plain tensors ({reason}); expected one that torch.save(model.state_dict()) wrote"
+            f"{path}: is not a file of plain tensors ({reason}); expected one that {writer}(model.state_dict()) wrote"
         ) from None
+
+
+def is_safetensors(path: Path | str) -> bool:
+    """Whether a file of that name is, or is to be, one of the safetensors package."""
+    return Path(path).suffix == ".safetensors"
 
 
 def save(state_dict: StateDict, path: Path | str) -> None:
     """Writes a state dict for `torch.load(path, weights_only=True)`: whole, or not at all.
 
+    Where the name ends in .safetensors, it is written for `safetensors.torch.load_file(path)`.
+
     Raises:
       OSError: It cannot be written; a file that stood there is still whole.
     """
+    as_safetensors = is_safetensors(path)
     # Through links; to a temporary file in the same folder, then renamed over the old one in one step.
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         part = Path(folder) / path.name
         with part.open("wb") as file:
-            torch.save(state_dict, file)
+            if as_safetensors:
+                file.write(safetensors.torch.save(state_dict))
+            else:
+                torch.save(state_dict, file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -198,9 +217,9 @@ class ConvertConfig:
     """Rewrite a weights file of this model in another key layout."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN.pth")]
-    """File to read; its layout is recognised."""
+    """File to read, .pth or .safetensors; its layout is recognised."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.pth")]
-    """File to write."""
+    """File to write, .pth or .safetensors."""
     layout: Layout = "documented"
     """Key names to write."""
 

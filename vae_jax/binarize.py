@@ -1,15 +1,13 @@
 """Grey pixels made black or white."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-Rule = Literal["none", "dynamic", "threshold", "static"]
+from vae_jax.config import Binarize
 
 
-def binarize(images: Float[Array, "*shape"], rule: Rule, key: Key[Array, ""]) -> Float[Array, "*shape"]:
+def binarize(images: Float[Array, "*shape"], rule: Binarize, key: Key[Array, ""]) -> Float[Array, "*shape"]:
     """Applies a rule to pixels in [0, 1].
 
     Args:

@@ -3,9 +3,11 @@
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 # The largest finite float32: a bigger rate or weight would be infinite on the device.
 FLOAT32_MAX = 3.4028235e38
+Binarize = Literal["none", "dynamic", "threshold", "static"]
 RUN_FILES = ("config.json", "metrics.jsonl")
 
 

@@ -9,14 +9,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from vae_jax import cli
-from vae_jax.config import InputError, require_writable
+from vae_jax.config import Binarize, InputError, require_writable
 from vae_jax.data import load
 from vae_jax.trained import read, require_pixels
 
@@ -51,21 +51,21 @@ class EvaluateConfig:
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.pth|WORKDIR")]
     """Weights file in any known layout (.pth, .safetensors), or the workdir of a run."""
-    data: str | None = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     """Image set; by default that of the run, else `mnist`."""
-    binarize: Literal["none", "dynamic", "threshold", "static"] | None = None
+    binarize: Annotated[Binarize | None, tyro.conf.arg(metavar="|".join(get_args(Binarize)))] = None
     """How grey pixels are made black or white; by default as in the run, else `none`."""
     split: Literal["test", "train"] = "test"
     """Part of the image set to look at."""
     importance_samples: int = 0
     """Samples K an image for the estimate of log p(x) (Burda et al. 2015, equation 8); 0 leaves it out."""
-    images: int | None = None
+    images: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Look at the first so many images only."""
-    batch_size: int = 2048
+    batch_size: int = 4096
     """Images times samples at once; bounds the memory and changes no result."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None
     """File for the figures, as one JSON object."""
-    seed: int | None = None
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Seed of the noise and of random binarization; by default that of the run, else 0."""
 
     def check(self) -> None:
@@ -81,7 +81,7 @@ class EvaluateConfig:
         if self.images is not None and self.images < 2:
             raise InputError(f"--images {self.images}: expected at least 2, as a standard error needs two")
         if self.batch_size < 1:
-            raise InputError(f"--batch-size {self.batch_size}: expected at least 1; the default is 2048")
+            raise InputError(f"--batch-size {self.batch_size}: expected at least 1; the default is 4096")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}; the default is 0")
         if self.json is not None:
@@ -132,15 +132,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     import jax.numpy as jnp
 
     from vae_jax.binarize import binarize
-    from vae_jax.model import VAE, to_pixels
+    from vae_jax.model import to_pixels
 
-    model = VAE(trained.hidden_dim, trained.latent_dim, trained.pixels)
     params = jax.tree.map(jnp.asarray, trained.params)
     noise_key, binarize_key = jax.random.split(jax.random.key(seed))
     pixels = to_pixels(jnp.asarray(images[: config.images].reshape(-1, trained.pixels)))
     pixels = binarize(pixels, rule, binarize_key)
     evaluation = measure(
-        model,
+        trained.model,
         params,
         pixels,
         noise_key,
@@ -169,7 +168,7 @@ def measure(
     key: Array,
     *,
     importance_samples: int = 0,
-    batch_size: int = 2048,
+    batch_size: int = 4096,
     binarize: str = "none",
 ) -> Evaluation:
     """Measures a model, with a progress bar where the output is a terminal.

@@ -1,12 +1,15 @@
-"""A trained model read back, from a weights file or a run's folder. Imports no jax, and torch only to read a file."""
+"""A trained model read back, from a weights file or a run's folder. jax and torch are imported by what uses them."""
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from vae_jax.config import InputError
+
+if TYPE_CHECKING:
+    from vae_jax.model import VAE
 
 
 class Trained(NamedTuple):
@@ -17,6 +20,25 @@ class Trained(NamedTuple):
     pixels: int
     params: dict[str, dict[str, dict[str, np.ndarray]]]
     options: dict[str, Any]  # of the run's config.json; none where the model came from a file
+
+    @property
+    def model(self) -> "VAE":
+        """The Flax module that takes `params`."""
+        from vae_jax.model import VAE
+
+        return VAE(self.hidden_dim, self.latent_dim, self.pixels)
+
+    def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """mu and logvar, [images, latent] each, of bytes or of pixels in [0, 1], [images, pixels]."""
+        mu, logvar = self.model.apply({"params": self.params}, images, method="encode")
+        return np.asarray(mu), np.asarray(logvar)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """The means of the pixels, sigmoid(logits), [..., pixels], at the latent points z, [..., latent]."""
+        import jax
+
+        logits = self.model.apply({"params": self.params}, z.reshape(-1, self.latent_dim), method="decode")
+        return np.asarray(jax.nn.sigmoid(cast(jax.Array, logits))).reshape(*z.shape[:-1], self.pixels)
 
 
 def read(path: Path) -> Trained:
