@@ -3,7 +3,9 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch_ref.model import VAE
 from vae_jax import cli
 from vae_jax.config import TrainConfig
 from vae_jax.data import load
-from vae_jax.log import EpochMetrics, RunLog
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +25,28 @@ class TorchTrainConfig(TrainConfig):
     """Train the documented MNIST VAE with PyTorch: the same model, loss, optimizer and files as vae_jax.train."""
 
     workdir: Path = Path("runs/mnist-torch")
-    """Folder for config.json and metrics.jsonl."""
+    """Folder for config.json, metrics.jsonl, pictures and TensorBoard events."""
     export: Path = Path("vae-torch.pth")
     """State dict to write at the end."""
+
+
+class Coder(NamedTuple):
+    """A model as its pictures see it (`vae_jax.pictures.Coder`)."""
+
+    model: VAE
+    latent_dim: int
+    device: torch.device
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels to mu and logvar."""
+        mu, logvar = self.model.encoder(torch.from_numpy(images).to(self.device))
+        return mu.cpu().numpy(), logvar.cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """Latent points to the means of the pixels."""
+        return self.model.decoder(torch.from_numpy(z).to(self.device)).cpu().numpy()
 
 
 def losses(recon: Tensor, images: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +113,10 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
         )
         history.append(metrics)
         log.add(metrics)
+        if config.draws_pictures(epoch):
+            shown = test_set[:RECONSTRUCTIONS][0].numpy()
+            log.draw(history, Coder(model, config.latent_dim, device), shown, dataset.test_images.shape[1:])
+    log.close()
 
     convert.save(convert.to_state_dict(convert.to_params(model.state_dict())), config.export)
     print(f"saved {config.export}")

@@ -1,6 +1,7 @@
 """The options of a training run and their checks. Imports neither jax nor torch: a wrong one is answered at once."""
 
 import dataclasses
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -39,9 +40,13 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialization, shuffling and noise; the same seed gives the same model."""
     workdir: Path = Path("runs/mnist")
-    """Folder for config.json and metrics.jsonl."""
+    """Folder for config.json, metrics.jsonl, pictures and TensorBoard events."""
     export: Path = Path("vae.pth")
     """PyTorch state dict to write at the end."""
+    pictures_every: int = 0
+    """Draw the pictures of the run after every so many epochs; 0 draws them at its end only."""
+    tensorboard: bool = False
+    """Write TensorBoard event files to the folder tensorboard in workdir (pip install "vae-jax[tensorboard]")."""
     overwrite: bool = False
     """Replace the run that workdir holds."""
 
@@ -60,6 +65,15 @@ class TrainConfig:
         self._require(
             "seed", isinstance(self.seed, int) and 0 <= self.seed < 2**32, f"a whole number from 0 to {2**32 - 1}"
         )
+        self._require(
+            "pictures_every",
+            isinstance(self.pictures_every, int) and self.pictures_every >= 0,
+            "a whole number of at least 0",
+        )
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise InputError(
+                '--tensorboard: the package tensorboard is not installed; pip install "vae-jax[tensorboard]"'
+            )
         require_writable("--export", self.export)
         # A run's own file stands for the folder: the folder itself may be missing still.
         for name in RUN_FILES:
@@ -69,6 +83,10 @@ class TrainConfig:
                     f"--workdir {self.workdir}: holds a run already ({name});"
                     " add --overwrite to replace it or name another folder"
                 )
+
+    def draws_pictures(self, epoch: int) -> bool:
+        """Whether the run draws its pictures after that epoch."""
+        return epoch == self.epochs or (self.pictures_every > 0 and epoch % self.pictures_every == 0)
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:

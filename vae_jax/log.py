@@ -1,9 +1,25 @@
-"""What a run leaves behind and tells: config.json, metrics.jsonl, a line an epoch. Imports neither jax nor torch."""
+"""What a run leaves behind and tells: config.json, metrics.jsonl, a line an epoch, pictures, TensorBoard events.
+
+Imports neither jax nor torch, and what draws only when it draws.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vae_jax.config import RUN_FILES, TrainConfig
+
+if TYPE_CHECKING:
+    from vae_jax.pictures import Coder
+
+# Of each picture of a run.
+RECONSTRUCTIONS, SAMPLES = 10, 64
+PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +42,22 @@ class RunLog:
     def __init__(self, config: TrainConfig):
         self._config = config
         config.workdir.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:
+        for name in (*RUN_FILES, *PICTURES):
             (config.workdir / name).unlink(missing_ok=True)
         text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
         (config.workdir / "config.json").write_text(text + "\n")
+        self._events = None
+        if config.tensorboard:
+            from vae_jax.events import Events
+
+            self._events = Events(config.workdir / "tensorboard", config)
 
     def add(self, metrics: EpochMetrics) -> None:
         """Appends to metrics.jsonl and prints a line, whose parts add up to its loss in the printed digits too."""
         with (self._config.workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+        if self._events:
+            self._events.add(metrics)
         loss = round(metrics.train_loss, 2)
         bce = round(metrics.train_bce, 2)
         weight = "" if self._config.beta == 1 else "beta * "
@@ -44,3 +67,34 @@ class RunLog:
             f"  test loss {metrics.test_loss:.2f}  {metrics.seconds:.2f} s",
             flush=True,
         )
+
+    def draw(
+        self, history: Sequence[EpochMetrics], model: Coder, images: np.ndarray, image_shape: tuple[int, ...]
+    ) -> None:
+        """Draws reconstructions.png, samples.png and curves.png.
+
+        Args:
+          history: The epochs so far.
+          model: The model after the last of them.
+          images: Test images to reconstruct, pixels in [0, 1], [images, pixels].
+          image_shape: Of each image: height and width, and channels if it has any.
+        """
+        from vae_jax import pictures, plots
+
+        # The same latent points every time, so that one sees them change.
+        rng = np.random.default_rng(self._config.seed)
+        figures = (
+            pictures.figure(pictures.reconstruct(model, images[:RECONSTRUCTIONS]), image_shape),
+            pictures.figure(pictures.sample(model, rng, SAMPLES), image_shape),
+            plots.curves(history),
+        )
+        for name, figure in zip(PICTURES, figures, strict=True):
+            rgb = plots.pixels(figure)
+            plots.save(rgb, self._config.workdir / name)
+            if self._events:
+                self._events.draw(name.removesuffix(".png"), rgb, history[-1].epoch)
+
+    def close(self) -> None:
+        """Ends the event file."""
+        if self._events:
+            self._events.close()

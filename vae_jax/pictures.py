@@ -3,13 +3,18 @@
 Each kind is a function of a `Coder`; imports neither jax nor torch, and matplotlib only to write a .png.
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 from statistics import NormalDist
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LatentPath = Literal["spherical", "linear"]
 
@@ -123,7 +128,7 @@ def traverse(
     return Picture(
         model.decode(z),
         z,
-        "one latent dimension at a time, by KLD in nats",
+        "one latent dimension at a time, that of the largest KLD (in nats) first",
         [f"z{dimension}: {kld[dimension]:.2f}" for dimension in order],
         [f"{value:+.1f}" for value in values],
     )
@@ -144,6 +149,23 @@ def manifold(model: Coder, side: int = 20) -> Picture:
     return Picture(model.decode(z), z, "the latent space, z0 across and z1 up", labels[::-1], labels)
 
 
+def figure(picture: Picture, image_shape: tuple[int, ...]) -> Figure:
+    """The picture as a matplotlib figure.
+
+    Args:
+      picture: What to draw.
+      image_shape: Of each image: height and width, and channels if it has any.
+    """
+    from vae_jax import plots
+
+    return plots.grid(
+        picture.images.reshape(*picture.images.shape[:2], *image_shape),
+        title=picture.title,
+        row_labels=picture.row_labels,
+        column_labels=picture.column_labels,
+    )
+
+
 def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
     """Writes a picture: a .png, or an .npz with `images` ([rows, columns, height, width]), `z` and the labels.
 
@@ -151,13 +173,15 @@ def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
       picture: What to write.
       image_shape: Of each image: height and width, and channels if it has any.
       path: Its name's ending tells which.
+
+    Raises:
+      OSError: It cannot be written.
     """
-    images = picture.images.reshape(*picture.images.shape[:2], *image_shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         np.savez_compressed(
             path,
-            images=images,
+            images=picture.images.reshape(*picture.images.shape[:2], *image_shape),
             z=picture.z,
             row_labels=np.array(picture.row_labels),
             column_labels=np.array(picture.column_labels),
@@ -166,5 +190,4 @@ def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
 
     from vae_jax import plots
 
-    figure = plots.grid(images, title=picture.title, row_labels=picture.row_labels, column_labels=picture.column_labels)
-    plots.save(figure, path)
+    plots.save(plots.pixels(figure(picture, image_shape)), path)

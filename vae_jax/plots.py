@@ -93,13 +93,12 @@ def pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
     return np.array(canvas.buffer_rgba())[:, :, :3]
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, with one channel where the figure is all grey: half the size.
+def save(rgb: UInt8[np.ndarray, "height width 3"], path: Path) -> None:
+    """Writes a PNG, with one channel where the image is all grey: half the size.
 
     Raises:
       OSError: It cannot be written.
     """
-    rgb = pixels(figure)
     grey = (rgb == rgb[:, :, :1]).all()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb[:, :, 0] if grey else rgb).save(path, format="PNG", optimize=True)

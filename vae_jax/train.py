@@ -15,7 +15,8 @@ from tqdm import tqdm
 from vae_jax import cli
 from vae_jax.config import TrainConfig
 from vae_jax.data import load
-from vae_jax.log import EpochMetrics, RunLog
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog
+from vae_jax.trained import Trained
 
 if TYPE_CHECKING:
     from vae_jax.objective import Losses
@@ -46,6 +47,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     import jax.numpy as jnp
 
     from vae_jax import steps
+    from vae_jax.model import to_pixels
 
     train_images, test_images = (
         jnp.asarray(images.reshape(len(images), -1)) for images in (dataset.train_images, dataset.test_images)
@@ -104,6 +106,11 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
             )
         history.append(metrics)
         log.add(metrics)
+        if config.draws_pictures(epoch):
+            shown = np.asarray(to_pixels(test_images[:RECONSTRUCTIONS]))
+            trained = Trained(config.hidden_dim, config.latent_dim, shown.shape[1], state.params, {})
+            log.draw(history, trained, shown, dataset.test_images.shape[1:])
+    log.close()
 
     from torch_ref import convert
 

@@ -1,6 +1,7 @@
 """A trained model read back, from a weights file or a run's folder. jax and torch are imported by what uses them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -9,6 +10,8 @@ import numpy as np
 from vae_jax.config import InputError
 
 if TYPE_CHECKING:
+    from jax import Array
+
     from vae_jax.model import VAE
 
 
@@ -18,7 +21,7 @@ class Trained(NamedTuple):
     hidden_dim: int
     latent_dim: int
     pixels: int
-    params: dict[str, dict[str, dict[str, np.ndarray]]]
+    params: Mapping[str, Mapping[str, Mapping[str, "Array | np.ndarray"]]]
     options: dict[str, Any]  # of the run's config.json; none where the model came from a file
 
     @property

@@ -1,0 +1,61 @@
+"""TensorBoard event files of a run. Imports tensorboard, so it is imported only by a run that writes them."""
+
+import dataclasses
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (protobuf's)
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.hparams import api
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from vae_jax.config import TrainConfig
+from vae_jax.log import EpochMetrics
+
+
+class Events:
+    """Writes scalars, pictures and hyperparameters, each readable as soon as it is written.
+
+    Scalars are named after the fields of `EpochMetrics`: `train/loss`, `test/kld` and so on, and `seconds`.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig):
+        # What an earlier run left would be shown as a part of this one.
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = EventFileWriter(str(folder))
+        options = {
+            name: value if isinstance(value, int | float) else str(value)
+            for name, value in dataclasses.asdict(config).items()
+        }
+        metrics = [api.Metric("train/loss"), api.Metric("test/loss")]
+        self._write(api.hparams_config_pb([api.HParam(name) for name in options], metrics))
+        self._write(api.hparams_pb(options))
+
+    def add(self, metrics: EpochMetrics) -> None:
+        """Writes the scalars of an epoch."""
+        values = dataclasses.asdict(metrics)
+        epoch = values.pop("epoch")
+        scalars = [Summary.Value(tag=name.replace("_", "/"), simple_value=value) for name, value in values.items()]
+        self._write(Summary(value=scalars), epoch)
+
+    def draw(self, name: str, rgb: UInt8[np.ndarray, "height width 3"], epoch: int) -> None:
+        """Writes a picture."""
+        png = io.BytesIO()
+        Image.fromarray(rgb).save(png, format="PNG")
+        image = Summary.Image(
+            height=rgb.shape[0], width=rgb.shape[1], colorspace=3, encoded_image_string=png.getvalue()
+        )
+        self._write(Summary(value=[Summary.Value(tag=name, image=image)]), epoch)
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
+    def _write(self, summary: Summary, epoch: int = 0) -> None:
+        self._writer.add_event(Event(wall_time=time.time(), step=epoch, summary=summary))
+        self._writer.flush()
