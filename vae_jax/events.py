@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (protobuf's)
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.plugins.hparams import api
+from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from vae_jax.config import TrainConfig
@@ -32,9 +32,9 @@ class Events:
             name: value if isinstance(value, int | float) else str(value)
             for name, value in dataclasses.asdict(config).items()
         }
-        metrics = [api.Metric("train/loss"), api.Metric("test/loss")]
-        self._write(api.hparams_config_pb([api.HParam(name) for name in options], metrics))
-        self._write(api.hparams_pb(options))
+        metrics = [hparams.Metric("train/loss"), hparams.Metric("test/loss")]
+        self._write(hparams.hparams_config_pb([hparams.HParam(name) for name in options], metrics))
+        self._write(hparams.hparams_pb(options))
 
     def add(self, metrics: EpochMetrics) -> None:
         """Writes the scalars of an epoch."""
