@@ -1,1 +1,15 @@
-"""The PyTorch side: the documented model, its training loop, the way to and from the JAX parameters. No jax here."""
+"""The PyTorch side: the documented model, its training loop, the way to and from the JAX parameters. No jax here.
+
+All that a PyTorch user needs of a trained model:
+
+    import torch
+    from torch_ref import convert
+    from torch_ref.model import VAE
+
+    state_dict = convert.load("vae.pth")  # .safetensors too, in any known layout
+    hidden_dim, latent_dim, pixels = convert.sizes(state_dict)
+    model = VAE(hidden_dim, latent_dim, pixels)
+    model.load_state_dict(state_dict)
+    samples = model.decoder(torch.randn(64, latent_dim))  # pixels in [0, 1]
+    recon, mu, logvar = model(torch.rand(8, pixels))  # of your images, pixels in [0, 1]
+"""

@@ -32,8 +32,6 @@ class Events:
             name: value if isinstance(value, int | float) else str(value)
             for name, value in dataclasses.asdict(config).items()
         }
-        metrics = [hparams.Metric("train/loss"), hparams.Metric("test/loss")]
-        self._write(hparams.hparams_config_pb([hparams.HParam(name) for name in options], metrics))
         self._write(hparams.hparams_pb(options))
 
     def add(self, metrics: EpochMetrics) -> None:

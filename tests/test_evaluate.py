@@ -1,0 +1,231 @@
+"""evaluate: the estimator of log p(x) against exact values, and what the command says of a model."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from torch_ref import convert
+from vae_jax import estimate
+from vae_jax.config import InputError
+from vae_jax.evaluate import JSON_KEYS, EvaluateConfig, evaluate, measure
+from vae_jax.model import VAE
+
+
+def init(model: VAE, seed: int = 0, scale: float = 1.0) -> estimate.Params:
+    """Fresh parameters, those of the decoder's last layer `scale` times as large."""
+    images, eps = jnp.zeros((1, model.pixels)), jnp.zeros((1, model.latent_dim))
+    params = model.init(jax.random.key(seed), images, eps)["params"]
+    params["decoder"]["fc2"] = jax.tree.map(lambda leaf: leaf * scale, params["decoder"]["fc2"])
+    return params
+
+
+def numpy_log_weights(params, images: np.ndarray, eps: np.ndarray) -> np.ndarray:
+    """log w in float64, term by term as printed: log p(x | z) + log N(z; 0, I) - log N(z; mu, exp(logvar))."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def linear(layer, x):
+        return x @ layer["kernel"] + layer["bias"]
+
+    def log_normal(z, mean, variance):
+        return np.sum(-0.5 * np.log(2 * np.pi * variance) - (z - mean) ** 2 / (2 * variance), axis=-1)
+
+    h = np.maximum(linear(params["encoder"]["fc1"], images), 0)
+    mu, logvar = (linear(params["encoder"][name], h)[:, None] for name in ("fc2_mu", "fc2_logvar"))
+    z = mu + np.exp(logvar / 2) * eps
+    logits = linear(params["decoder"]["fc2"], np.maximum(linear(params["decoder"]["fc1"], z), 0))
+    x = images[:, None]
+    log_px_z = np.sum(-x * np.logaddexp(0, -logits) - (1 - x) * np.logaddexp(0, logits), axis=-1)
+    return log_px_z + log_normal(z, 0, 1) - log_normal(z, mu, np.exp(logvar))
+
+
+def numpy_log_px(params, images: np.ndarray, eps: np.ndarray) -> np.ndarray:
+    """The estimate in float64."""
+    log_w = numpy_log_weights(params, images, eps)
+    top = log_w.max(axis=1, keepdims=True)
+    return top[:, 0] + np.log(np.mean(np.exp(log_w - top), axis=1))
+
+
+def exact_log_px(params, pixel: float, latent_dim: int) -> float:
+    """log of the integral of p(x | z) p(z) over z, by the trapezoidal rule on [-9, 9] in each dimension."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)["decoder"]
+    axis = np.linspace(-9, 9, 1201)
+    z = np.stack(np.meshgrid(*[axis] * latent_dim), axis=-1).reshape(-1, latent_dim)
+    h = np.maximum(z @ params["fc1"]["kernel"] + params["fc1"]["bias"], 0)
+    logits = (h @ params["fc2"]["kernel"] + params["fc2"]["bias"])[:, 0]
+    log_px_z = -pixel * np.logaddexp(0, -logits) - (1 - pixel) * np.logaddexp(0, logits)
+    density = np.exp(log_px_z - 0.5 * np.sum(z**2, axis=-1)) / (2 * np.pi) ** (latent_dim / 2)
+    return float(np.log(np.sum(density) * (axis[1] - axis[0]) ** latent_dim))
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize("pixel", [0.0, 0.3, 1.0])
+def test_estimate_agrees_with_the_exact_integral(latent_dim, pixel):
+    model = VAE(hidden_dim=8, latent_dim=latent_dim, pixels=1)
+    params = init(model, seed=3, scale=8)
+    images, key, samples = jnp.full((1, 1), pixel), jax.random.key(1), 5000
+    found = estimate.importance_log_px(model, params, images, jnp.arange(1), key, samples, batch_size=999)[0]
+    # The relative error of a mean is the absolute error of its logarithm.
+    weights = np.exp(
+        numpy_log_weights(
+            params,
+            np.asarray(images),
+            np.asarray(estimate.draw_eps(key, jnp.arange(1), jnp.arange(samples), latent_dim)),
+        )
+    )
+    stderr = weights.std() / weights.mean() / np.sqrt(samples)
+    exact = exact_log_px(params, pixel, latent_dim)
+    assert 0 < stderr < 0.05
+    assert abs(found - exact) < 3 * stderr
+    # One sample would not have done.
+    single = estimate.importance_log_px(model, params, images, jnp.arange(1), key, 1)[0]
+    assert abs(single - exact) > 3 * stderr
+
+
+def test_estimate_equals_an_independent_one_in_numpy():
+    model = VAE()
+    params = init(model, scale=4)
+    key, numbers, samples = jax.random.key(5), jnp.arange(24), 60
+    images = jax.random.uniform(jax.random.key(6), (24, 784))
+    eps = estimate.draw_eps(key, numbers, jnp.arange(samples), 20)
+    expected = numpy_log_px(params, np.asarray(images, np.float64), np.asarray(eps, np.float64))
+    found = estimate.importance_log_px(model, params, images, numbers, key, samples, batch_size=100)
+    # Float32 carries seven digits of some 600 nats.
+    np.testing.assert_allclose(found.mean(), expected.mean(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-4)
+
+
+def test_chunks_change_no_result():
+    model = VAE(hidden_dim=16, latent_dim=3, pixels=12)
+    params, key = init(model, scale=8), jax.random.key(0)
+    images = jax.random.uniform(key, (23, 12))
+    whole = estimate.importance_log_px(model, params, images, jnp.arange(23), key, 50, batch_size=10_000)
+    for batch_size in (1, 7, 50, 64):
+        parts = estimate.importance_log_px(model, params, images, jnp.arange(23), key, 50, batch_size)
+        np.testing.assert_allclose(parts, whole, atol=1e-5)
+        bound, whole_bound = (estimate.bound(model, params, images, key, size) for size in (batch_size, 10_000))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), bound, whole_bound)
+    some = estimate.importance_log_px(model, params, images, jnp.array([5, 2]), key, 50)
+    np.testing.assert_allclose(some, whole[jnp.array([5, 2])], atol=1e-5)
+
+
+def test_weights_that_no_float_holds():
+    model = VAE(hidden_dim=16, latent_dim=2, pixels=784)
+    params = init(model, scale=1000)
+    images = jnp.zeros((2, 784))
+    found = estimate.importance_log_px(model, params, images, jnp.arange(2), jax.random.key(0), 30, batch_size=8)
+    assert np.all(np.isfinite(found)) and np.all(found < -1000)
+
+
+def test_one_sample_is_the_bound_and_more_come_closer():
+    model = VAE(hidden_dim=16, latent_dim=4, pixels=30)
+    params, key = init(model, scale=12), jax.random.key(2)
+    images = jax.random.uniform(key, (2000, 30))
+    results = [measure(model, params, images, key, importance_samples=samples) for samples in (1, 10, 100)]
+    single = results[0]
+    assert single.log_px is not None and single.log_px_stderr is not None
+    assert abs(single.log_px + single.loss) < 2 * np.hypot(single.log_px_stderr, single.loss_stderr)
+    assert [result.log_px for result in results] == sorted(result.log_px for result in results)
+    assert len({result.loss for result in results}) == 1
+
+
+def test_measure_averages_over_images():
+    model = VAE(hidden_dim=16, latent_dim=3, pixels=12)
+    params, key = init(model), jax.random.key(0)
+    # Two latent dimensions that say nothing, one of them at an offset.
+    kernel = params["encoder"]["fc2_mu"]["kernel"]
+    params["encoder"]["fc2_mu"]["kernel"] = kernel.at[:, :2].set(0).at[:, 2].multiply(10)
+    images = jax.random.uniform(key, (50, 12))
+    result = measure(model, params, images, key)
+    mu, logvar = (np.asarray(part, np.float64) for part in model.apply({"params": params}, images, method="encode"))
+    per_latent = -0.5 * (1 + logvar - mu**2 - np.exp(logvar))
+    assert result.images == 50 and result.active_units == 1
+    assert result.log_px is None and result.log_px_stderr is None
+    np.testing.assert_allclose(result.kld_per_latent, per_latent.mean(axis=0), atol=1e-5)
+    assert result.kld == pytest.approx(per_latent.sum(axis=1).mean(), abs=1e-5)
+    assert result.kld_stderr == pytest.approx(per_latent.sum(axis=1).std(ddof=1) / np.sqrt(50), abs=1e-5)
+    assert result.loss == pytest.approx(result.bce + result.kld, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A weights file of an untrained model of the documented sizes."""
+    path = tmp_path_factory.mktemp("weights") / "vae.pth"
+    convert.save(convert.to_state_dict(jax.device_get(init(VAE()))), path)
+    return path
+
+
+def test_command_writes_the_figures(weights, tmp_path, capsys):
+    out = tmp_path / "deep" / "figures.json"
+    result = evaluate(EvaluateConfig(weights, images=30, importance_samples=3, json=out))
+    figures = json.loads(out.read_text())
+    assert tuple(figures) == JSON_KEYS
+    assert figures["images"] == 30 and figures["binarize"] == "none" and figures["importance_samples"] == 3
+    assert figures["log_px"] == result.log_px and len(figures["kld_per_latent"]) == 20
+    printed = capsys.readouterr().out
+    assert f"{result.loss:.2f}" in printed and "log p(x), K = 3" in printed and "none is a log-likelihood" in printed
+
+
+def test_layouts_and_safetensors_give_the_same_figures(weights, tmp_path):
+    state_dict = convert.load(weights)
+    layouts = {"a.pth": "fc-mu", "b.pth": "pytorch-examples", "c.safetensors": "documented"}
+    results = [evaluate(EvaluateConfig(weights, images=5))]
+    for name, layout in layouts.items():
+        convert.save(convert.to_state_dict(convert.to_params(state_dict), layout), tmp_path / name)
+        results.append(evaluate(EvaluateConfig(tmp_path / name, images=5)))
+    assert len(set(results)) == 1
+
+
+def test_workdir_gives_weights_and_options(weights, tmp_path, capsys):
+    options = {"data": "mnist", "binarize": "threshold", "seed": 7, "beta": 4.0, "export": str(weights)}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    result = evaluate(EvaluateConfig(tmp_path, images=5))
+    assert "trained with beta 4.0" in capsys.readouterr().out
+    assert result == evaluate(EvaluateConfig(weights, images=5, binarize="threshold", seed=7))
+    assert result != evaluate(EvaluateConfig(tmp_path, images=5, binarize="dynamic"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "nowhere.pth"}, "nowhere.pth: does not exist"),
+        ({"model": "."}, "is no run"),
+        ({"data": "digits"}, "--data digits"),
+        ({"images": 10_001}, "--images 10001: the test images of --data mnist are 10000"),
+        ({"images": 1}, "--images 1"),
+        ({"importance_samples": -1}, "--importance-samples -1"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"json": "/dev/null/x.json"}, "--json /dev/null/x.json"),
+    ],
+)
+def test_refusals(weights, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    paths = {name: type(weights)(value) for name, value in options.items() if name in ("model", "json")}
+    with pytest.raises(InputError, match=message):
+        evaluate(EvaluateConfig(**({"model": weights} | options | paths)))
+
+
+def test_refuses_weights_of_another_image_size(tmp_path):
+    path = tmp_path / "small.pth"
+    convert.save(convert.to_state_dict(jax.device_get(init(VAE(8, 2, 64)))), path)
+    with pytest.raises(InputError, match=r"small.pth: takes images of 64 pixels, but those of --data mnist have 784"):
+        evaluate(EvaluateConfig(path))
+
+
+def test_refuses_a_run_whose_weights_are_gone_or_not_named(tmp_path):
+    config = tmp_path / "config.json"
+    for text, message in [('{"export": "gone.pth"}', "gone.pth is not there"), ("{", "cannot be read"), ("[]", "name")]:
+        config.write_text(text)
+        with pytest.raises(InputError, match=message):
+            evaluate(EvaluateConfig(tmp_path))
+
+
+def test_command_line_refuses_in_one_line():
+    command = [sys.executable, "-m", "vae_jax.evaluate", "nowhere.pth"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
