@@ -1,5 +1,6 @@
 """evaluate: the estimator of log p(x) against exact values, and what the command says of a model."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,15 +12,17 @@ import pytest
 
 from torch_ref import convert
 from vae_jax import estimate
-from vae_jax.config import InputError
+from vae_jax.config import InputError, TrainConfig
 from vae_jax.evaluate import JSON_KEYS, EvaluateConfig, evaluate, measure
 from vae_jax.model import VAE
+from vae_jax.steps import create_state
 
 
 def init(model: VAE, seed: int = 0, scale: float = 1.0) -> estimate.Params:
     """Fresh parameters, those of the decoder's last layer `scale` times as large."""
-    images, eps = jnp.zeros((1, model.pixels)), jnp.zeros((1, model.latent_dim))
-    params = model.init(jax.random.key(seed), images, eps)["params"]
+    params = create_state(
+        TrainConfig(hidden_dim=model.hidden_dim, latent_dim=model.latent_dim, seed=seed), model.pixels
+    ).params
     params["decoder"]["fc2"] = jax.tree.map(lambda leaf: leaf * scale, params["decoder"]["fc2"])
     return params
 
@@ -82,8 +85,7 @@ def test_estimate_agrees_with_the_exact_integral(latent_dim, pixel):
     assert 0 < stderr < 0.05
     assert abs(found - exact) < 3 * stderr
     # One sample would not have done.
-    single = estimate.importance_log_px(model, params, images, jnp.arange(1), key, 1)[0]
-    assert abs(single - exact) > 3 * stderr
+    assert abs(np.log(weights[0, 0]) - exact) > 3 * stderr
 
 
 def test_estimate_equals_an_independent_one_in_numpy():
@@ -104,11 +106,11 @@ def test_chunks_change_no_result():
     params, key = init(model, scale=8), jax.random.key(0)
     images = jax.random.uniform(key, (23, 12))
     whole = estimate.importance_log_px(model, params, images, jnp.arange(23), key, 50, batch_size=10_000)
-    for batch_size in (1, 7, 50, 64):
+    for batch_size in (7, 110):  # 8 chunks of 7 samples with 6 places unused; 2 images at once
         parts = estimate.importance_log_px(model, params, images, jnp.arange(23), key, 50, batch_size)
         np.testing.assert_allclose(parts, whole, atol=1e-5)
-        bound, whole_bound = (estimate.bound(model, params, images, key, size) for size in (batch_size, 10_000))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), bound, whole_bound)
+    bounds = [estimate.bound(model, params, images, key, batch_size) for batch_size in (7, 10_000)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *bounds)
     some = estimate.importance_log_px(model, params, images, jnp.array([5, 2]), key, 50)
     np.testing.assert_allclose(some, whole[jnp.array([5, 2])], atol=1e-5)
 
@@ -125,12 +127,12 @@ def test_one_sample_is_the_bound_and_more_come_closer():
     model = VAE(hidden_dim=16, latent_dim=4, pixels=30)
     params, key = init(model, scale=12), jax.random.key(2)
     images = jax.random.uniform(key, (2000, 30))
-    results = [measure(model, params, images, key, importance_samples=samples) for samples in (1, 10, 100)]
+    results = [measure(model, params, images, key, importance_samples=samples) for samples in (1, 30)]
     single = results[0]
-    assert single.log_px is not None and single.log_px_stderr is not None
+    assert single.log_px is not None and single.log_px_stderr is not None and results[1].log_px is not None
     assert abs(single.log_px + single.loss) < 2 * np.hypot(single.log_px_stderr, single.loss_stderr)
-    assert [result.log_px for result in results] == sorted(result.log_px for result in results)
-    assert len({result.loss for result in results}) == 1
+    assert results[1].log_px > single.log_px + 2 * single.log_px_stderr
+    assert results[1].loss == single.loss
 
 
 def test_measure_averages_over_images():
@@ -172,7 +174,7 @@ def test_command_writes_the_figures(weights, tmp_path, capsys):
 
 def test_layouts_and_safetensors_give_the_same_figures(weights, tmp_path):
     state_dict = convert.load(weights)
-    layouts = {"a.pth": "fc-mu", "b.pth": "pytorch-examples", "c.safetensors": "documented"}
+    layouts: dict[str, convert.Layout] = {"a.pth": "fc-mu", "b.pth": "pytorch-examples", "c.safetensors": "documented"}
     results = [evaluate(EvaluateConfig(weights, images=5))]
     for name, layout in layouts.items():
         convert.save(convert.to_state_dict(convert.to_params(state_dict), layout), tmp_path / name)
@@ -207,7 +209,7 @@ def test_refusals(weights, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     paths = {name: type(weights)(value) for name, value in options.items() if name in ("model", "json")}
     with pytest.raises(InputError, match=message):
-        evaluate(EvaluateConfig(**({"model": weights} | options | paths)))
+        evaluate(dataclasses.replace(EvaluateConfig(weights), **(options | paths)))
 
 
 def test_refuses_weights_of_another_image_size(tmp_path):
