@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LatentPath = Literal["spherical", "linear"]
 
 
+@runtime_checkable
 class Coder(Protocol):
     """A model of either framework, as these pictures see it."""
 

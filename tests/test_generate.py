@@ -1,0 +1,177 @@
+"""generate: every kind of picture, from its latent points to its file, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from untrained import init
+
+from torch_ref import convert
+from vae_jax import pictures
+from vae_jax.config import InputError
+from vae_jax.data import load
+from vae_jax.generate import Interpolate, Manifold, Reconstruct, Sample, Traverse, generate
+from vae_jax.model import VAE
+from vae_jax.trained import Trained, read
+
+
+def save_model(path: Path, model: VAE) -> Path:
+    """Writes an untrained model, and gives its path back."""
+    convert.save(convert.to_state_dict(jax.device_get(init(model, scale=8))), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("weights") / "vae.pth", VAE(16, 5))
+
+
+@pytest.fixture(scope="module")
+def weights_2d(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("weights") / "vae2.pth", VAE(16, 2))
+
+
+def test_sample(weights, tmp_path):
+    picture = generate(Sample(weights, tmp_path / "a.npz", count=10))
+    arrays = np.load(tmp_path / "a.npz")
+    assert arrays["images"].shape == (3, 4, 28, 28) and arrays["z"].shape == (3, 4, 5)
+    # Two places of the grid are empty.
+    assert np.isnan(arrays["images"][2, 2:]).all() and np.isfinite(arrays["images"].reshape(12, -1)[:10]).all()
+    assert arrays["images"][0].min() >= 0 and arrays["images"][0].max() <= 1
+    trained = read(weights)
+    logits = trained.model.apply({"params": trained.params}, picture.z[0], method="decode")
+    np.testing.assert_allclose(picture.images[0], jax.nn.sigmoid(logits), atol=1e-6)
+    same, other = (generate(Sample(weights, tmp_path / "b.npz", count=10, seed=seed)).z for seed in (0, 1))
+    np.testing.assert_array_equal(same, picture.z)
+    assert not np.array_equal(other, picture.z, equal_nan=True)
+
+
+def test_reconstruct(weights, tmp_path):
+    picture = generate(Reconstruct(weights, tmp_path / "a.npz", numbers=(3, 1)))
+    test_images = load().test_images
+    np.testing.assert_allclose(picture.images[0].reshape(2, 28, 28), test_images[[3, 1]] / 255, atol=1e-6)
+    trained = read(weights)
+    mu, _ = trained.encode(picture.images[0])
+    np.testing.assert_array_equal(picture.images[1], trained.decode(mu))
+    drawn = generate(Reconstruct(weights, tmp_path / "b.npz", count=4))
+    assert drawn.images.shape == (2, 4, 784)
+
+
+def test_binarized_originals(weights, tmp_path):
+    picture = generate(Reconstruct(weights, tmp_path / "a.npz", binarize="threshold", count=3))
+    assert set(np.unique(picture.images[0])) == {0, 1}
+    (tmp_path / "config.json").write_text(json.dumps({"export": str(weights), "binarize": "threshold"}))
+    of_run = generate(Reconstruct(tmp_path, tmp_path / "b.npz", count=3))
+    np.testing.assert_array_equal(of_run.images, picture.images)
+
+
+def test_interpolate_runs_from_image_to_image(weights, tmp_path):
+    picture = generate(Interpolate(weights, tmp_path / "a.npz", numbers=(0, 1, 2, 3), steps=5))
+    mu, _ = read(weights).encode(load().test_images[:4].reshape(4, -1))
+    assert picture.z.shape == (2, 5, 5)
+    np.testing.assert_allclose(picture.z[:, 0], mu[::2], atol=1e-6)
+    np.testing.assert_allclose(picture.z[:, -1], mu[1::2], atol=1e-6)
+    assert generate(Interpolate(weights, tmp_path / "b.npz", count=3, path="linear")).images.shape == (3, 10, 784)
+
+
+def test_latent_paths():
+    start, end = np.array([[1.0, 0.0], [2.0, 0.0]]), np.array([[0.0, 1.0], [-2.0, 0.0]])
+    linear = pictures.latent_path(start, end, 3, "linear")
+    np.testing.assert_allclose(linear[0], [[1, 0], [0.5, 0.5], [0, 1]])
+    curved = pictures.latent_path(start, end, 3, "spherical")
+    np.testing.assert_allclose(np.linalg.norm(curved[0], axis=-1), 1)
+    np.testing.assert_allclose(curved[0, 1], [0.5**0.5, 0.5**0.5])
+    # Opposite, equal and zero vectors have no one circle: a straight line.
+    np.testing.assert_allclose(curved[1], linear[1])
+    zero = np.zeros((1, 2))
+    np.testing.assert_array_equal(pictures.latent_path(zero, zero, 3, "spherical"), np.zeros((1, 3, 2)))
+
+
+def test_traverse_orders_dimensions_by_kld(weights, tmp_path):
+    picture = generate(Traverse(weights, tmp_path / "a.npz", number=7, steps=3, span=2.0))
+    trained, images = read(weights), load().test_images.reshape(10_000, -1)
+    mu, logvar = trained.encode(images)
+    kld = -0.5 * np.mean(1 + logvar - mu**2 - np.exp(logvar), axis=0)
+    assert [label.split(":")[0] for label in picture.row_labels] == [f"z{number}" for number in np.argsort(-kld)]
+    for row, dimension in enumerate(np.argsort(-kld)):
+        np.testing.assert_array_equal(picture.z[row, :, dimension], [-2, 0, 2])
+        others = np.delete(np.arange(5), dimension)
+        np.testing.assert_allclose(picture.z[row][:, others], np.tile(mu[7, others], (3, 1)), atol=1e-6)
+    assert len(generate(Traverse(weights, tmp_path / "b.npz", dimensions=2)).images) == 2
+
+
+def test_manifold_is_a_grid_of_quantiles(weights_2d, tmp_path):
+    picture = generate(Manifold(weights_2d, tmp_path / "a.png", side=4))
+    # The normal quantiles of 1/8, 3/8, 5/8 and 7/8; z0 to the right, z1 up.
+    quantiles = [-1.15035, -0.31864, 0.31864, 1.15035]
+    np.testing.assert_allclose(picture.z[2, :, 0], quantiles, atol=1e-5)
+    np.testing.assert_allclose(picture.z[:, 1, 1], quantiles[::-1], atol=1e-5)
+
+
+def test_draw_shows_black_or_white(weights, tmp_path):
+    means = generate(Reconstruct(weights, tmp_path / "a.npz", count=40))
+    drawn = generate(Reconstruct(weights, tmp_path / "b.npz", count=40, draw=True))
+    np.testing.assert_array_equal(drawn.images[0], means.images[0])  # the originals
+    assert set(np.unique(drawn.images[1])) == {0, 1}
+    assert abs(drawn.images[1].mean() - means.images[1].mean()) < 0.02
+
+
+@pytest.mark.parametrize("kind", [Sample, Reconstruct, Interpolate, Traverse, Manifold])
+def test_pictures_are_written(weights_2d, tmp_path, kind):
+    out = tmp_path / "deep" / "picture.png"
+    generate(kind(weights_2d, out))
+    picture = Image.open(out)
+    assert picture.format == "PNG" and picture.mode == "L" and picture.width > 300
+
+
+def test_colour(tmp_path):
+    trained = Trained(8, 2, 4 * 4 * 3, init(VAE(8, 2, 4 * 4 * 3)), {})
+    picture = pictures.sample(trained, np.random.default_rng(0), 6)
+    pictures.save(picture, (4, 4, 3), tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "RGB"
+    pictures.save(picture, (4, 4, 3), tmp_path / "a.npz")
+    assert np.load(tmp_path / "a.npz")["images"].shape == (2, 3, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (Manifold, {}, "has 5 latent dimensions, and `manifold` shows 2"),
+        (Sample, {"out": Path("a.jpg")}, "--out a.jpg: expected a name that ends in .png"),
+        (Sample, {"out": Path("/dev/null/a.png")}, "--out /dev/null/a.png"),
+        (Sample, {"model": Path("nowhere.pth")}, "nowhere.pth: does not exist"),
+        (Sample, {"count": 0}, "--count 0"),
+        (Sample, {"seed": -1}, "--seed -1"),
+        (Sample, {"data": "digits"}, "--data digits"),
+        (Reconstruct, {"numbers": (10_000,)}, "test image 10000: expected a number from 0 to 9999"),
+        (Interpolate, {"numbers": (1, 2, 3)}, "--numbers 1 2 3: expected pairs"),
+        (Interpolate, {"steps": 1}, "--steps 1"),
+        (Traverse, {"number": -1}, "test image -1"),
+        (Traverse, {"dimensions": 6}, "--dimensions 6: the model has 5"),
+        (Traverse, {"span": float("nan")}, "--span nan"),
+    ],
+)
+def test_refusals(weights, tmp_path, monkeypatch, kind, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as refusal:
+        generate(kind(**({"model": weights, "out": tmp_path / "x.png"} | options)))
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_weights_of_another_image_size(tmp_path):
+    path = save_model(tmp_path / "small.pth", VAE(8, 2, 64))
+    with pytest.raises(InputError, match=r"takes images of 64 pixels, but those of --data mnist have 784 \(28 x 28\)"):
+        generate(Sample(path, tmp_path / "x.png"))
+
+
+def test_command_line(weights, tmp_path):
+    command = [sys.executable, "-m", "vae_jax.generate", "manifold", str(weights), "--out", str(tmp_path / "x.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()
