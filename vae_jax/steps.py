@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from vae_jax.adam import adam
 from vae_jax.config import TrainConfig
 from vae_jax.model import VAE, Output, to_pixels
 from vae_jax.objective import Losses, losses
@@ -49,7 +50,7 @@ def create_state(config: TrainConfig, pixels: int = 784) -> TrainState:
     key = jax.random.key(config.seed)
     images, eps = jnp.zeros((1, pixels)), jnp.zeros((1, config.latent_dim))
     params = jax.jit(model.init)(jax.random.fold_in(key, INIT), images, eps)["params"]
-    tx = optax.adam(config.learning_rate)  # PyTorch's defaults too: betas (0.9, 0.999), eps 1e-8
+    tx = adam(config.learning_rate)
     return TrainState(jnp.int32(0), key, jnp.float32(config.beta), params, tx.init(params), model, tx)
 
 
@@ -137,7 +138,7 @@ def train_epoch(
 
 
 @jax.jit
-def test_losses(
+def eval_epoch(
     state: TrainState,
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
     batches: Int[Array, "steps batch"],

@@ -63,7 +63,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
 
     # Compiled ahead, so that the seconds of an epoch are those of its training.
     test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
-    test_losses = steps.test_losses.lower(state, test_images, test_batches).compile()
+    eval_epoch = steps.eval_epoch.lower(state, test_images, test_batches).compile()
     stretches = _stretches(math.ceil(count / batch_size), 6 * batch_size * parameters)
     train = {
         length: steps.train_epoch.lower(
@@ -94,7 +94,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
         metrics = EpochMetrics(
             epoch,
             *_averages(train_sums, count, config.beta),
-            *_averages([test_losses(state, test_images, test_batches)], len(test_images), config.beta),
+            *_averages([eval_epoch(state, test_images, test_batches)], len(test_images), config.beta),
             seconds,
         )
         if not math.isfinite(metrics.train_loss + metrics.test_loss):
