@@ -25,9 +25,9 @@ INIT, SHUFFLE, NOISE, TEST_NOISE = range(4)
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and changes."""
 
-    step: Int[Array, ""]  # optimizer steps taken
-    key: Key[Array, ""]
-    beta: Float[Array, ""]
+    step: Int[Array, "*models"]  # optimizer steps taken; "*models" is empty but under vmap
+    key: Key[Array, "*models"]
+    beta: Float[Array, "*models"]
     params: dict[str, dict[str, dict[str, Array]]]
     opt_state: optax.OptState
     model: VAE = flax.struct.field(pytree_node=False)
