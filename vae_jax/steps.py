@@ -5,7 +5,7 @@ its step or epoch, so a state read back from disk goes on with the very same dra
 """
 
 from functools import partial
-from typing import cast
+from typing import cast, no_type_check
 
 import flax.struct
 import jax
@@ -22,12 +22,13 @@ from vae_jax.objective import Losses, losses
 INIT, SHUFFLE, NOISE, TEST_NOISE = range(4)
 
 
+@no_type_check  # jax also builds it from placeholders: shapes, specifications, axes
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and changes."""
 
-    step: Int[Array, "*models"]  # optimizer steps taken; "*models" is empty but under vmap
-    key: Key[Array, "*models"]
-    beta: Float[Array, "*models"]
+    step: Int[Array, ""]  # optimizer steps taken
+    key: Key[Array, ""]
+    beta: Float[Array, ""]
     params: dict[str, dict[str, dict[str, Array]]]
     opt_state: optax.OptState
     model: VAE = flax.struct.field(pytree_node=False)

@@ -112,7 +112,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     return state, history
 
 
-def _stretches(steps: int, step_flops: float) -> list[range]:
+def _stretches(steps: int, step_flops: int) -> list[range]:
     """The steps of an epoch in stretches between two moves of the bar, of one length where that is possible.
 
     Every length is compiled for itself, so a divisor of `steps` is worth being up to twice as far from the ideal.
