@@ -99,7 +99,7 @@ def test_a_seed_decides_the_model(tmp_path):
     )  # fmt: skip
     first, again, other = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in params)
     assert first.tobytes() == again.tobytes()
-    assert not np.isclose(first, other).any(axis=0).all()
+    assert np.mean(first == other) < 0.01
     assert metrics[0][0].train_loss == metrics[1][0].train_loss != metrics[2][0].train_loss
     assert (tmp_path / "0/vae.pth").read_bytes() == (tmp_path / "1/vae.pth").read_bytes()
 
