@@ -108,7 +108,7 @@ def test_averages_are_over_all_images(tmp_path):
     # With weights that never change, the averages of an epoch are those of the fresh model, whatever the batches.
     histories = [
         fit(small(tmp_path / str(batch_size), batch_size=batch_size, learning_rate=1e-30))[1]
-        for batch_size in (7000, 60000, 10**9)
+        for batch_size in (7000, 10**9)
     ]
     for history in histories:
         assert history[0].train_loss == pytest.approx(histories[0][0].train_loss, abs=0.1)

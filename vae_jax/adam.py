@@ -1,5 +1,7 @@
 """Adam as PyTorch computes it."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 from jaxtyping import Array, Int
 
 
+@cache  # one object a setting, so that states with the same one share their compiled steps
 def adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     """Adam with bias corrections that are exact in float32 too, as in `torch.optim.Adam`.
 
