@@ -1,5 +1,6 @@
 """Whole runs: what they print, what they leave behind, and that a seed decides everything."""
 
+import errno
 import json
 import subprocess
 import sys
