@@ -146,6 +146,20 @@ def test_a_diverging_run_stops_without_export(tmp_path, monkeypatch, capsys):
     assert "saved" not in capsys.readouterr().out
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "vae.pth")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch_ref.convert.save", full)
+    options = ["--epochs=1", "--hidden-dim=16", "--latent-dim=4", "--batch-size=500"]
+    monkeypatch.setattr(sys, "argv", ["train", *options])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'vae.pth'\n"
+
+
 @pytest.mark.parametrize(
     ("steps", "step_flops"), [(469, 5 * 10**8), (1, 10**12), (600, 10**12), (467, 5 * 10**8), (10, 1)]
 )
