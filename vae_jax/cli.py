@@ -17,13 +17,17 @@ Config = TypeVar("Config")
 def run(command: Callable[[Config], object], config_type: type[Config], prog: str) -> None:
     """Runs `command` with the options that the user typed.
 
-    Exits with code 2 and one line on standard error where they cannot be used, and with 130 after Ctrl-C.
+    Exits with one line on standard error and code 2 where they cannot be used, 1 where the machine gives out on the way
+    (a full disk, say), 130 after Ctrl-C.
     """
     try:
         command(parse(config_type, prog))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

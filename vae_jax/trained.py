@@ -33,15 +33,19 @@ class Trained(NamedTuple):
 
     def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """mu and logvar, [images, latent] each, of bytes or of pixels in [0, 1], [images, pixels]."""
-        mu, logvar = self.model.apply({"params": self.params}, images, method="encode")
+        import jax.numpy as jnp
+
+        mu, logvar = self.model.apply({"params": self.params}, jnp.asarray(images), method="encode")
         return np.asarray(mu), np.asarray(logvar)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The means of the pixels, sigmoid(logits), [..., pixels], at the latent points z, [..., latent]."""
         import jax
+        import jax.numpy as jnp
 
-        logits = self.model.apply({"params": self.params}, z.reshape(-1, self.latent_dim), method="decode")
-        return np.asarray(jax.nn.sigmoid(cast(jax.Array, logits))).reshape(*z.shape[:-1], self.pixels)
+        points = jnp.asarray(z.reshape(-1, self.latent_dim))
+        logits = cast(jax.Array, self.model.apply({"params": self.params}, points, method="decode"))
+        return np.asarray(jax.nn.sigmoid(logits)).reshape(*z.shape[:-1], self.pixels)
 
 
 def read(path: Path) -> Trained:
