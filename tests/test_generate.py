@@ -38,7 +38,8 @@ def weights_2d(tmp_path_factory):
 
 def test_sample(weights, tmp_path):
     picture = generate(Sample(weights, tmp_path / "a.npz", count=10))
-    arrays = np.load(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        arrays = dict(file)
     assert arrays["images"].shape == (3, 4, 28, 28) and arrays["z"].shape == (3, 4, 5)
     # Two places of the grid are empty.
     assert np.isnan(arrays["images"][2, 2:]).all() and np.isfinite(arrays["images"].reshape(12, -1)[:10]).all()
@@ -123,17 +124,19 @@ def test_draw_shows_black_or_white(weights, tmp_path):
 def test_pictures_are_written(weights_2d, tmp_path, kind):
     out = tmp_path / "deep" / "picture.png"
     generate(kind(weights_2d, out))
-    picture = Image.open(out)
-    assert picture.format == "PNG" and picture.mode == "L" and picture.width > 300
+    with Image.open(out) as picture:
+        assert picture.format == "PNG" and picture.mode == "L" and picture.width > 300
 
 
 def test_colour(tmp_path):
     trained = Trained(8, 2, 4 * 4 * 3, init(VAE(8, 2, 4 * 4 * 3)), {})
     picture = pictures.sample(trained, np.random.default_rng(0), 6)
     pictures.save(picture, (4, 4, 3), tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == "RGB"
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "RGB"
     pictures.save(picture, (4, 4, 3), tmp_path / "a.npz")
-    assert np.load(tmp_path / "a.npz")["images"].shape == (2, 3, 4, 4, 3)
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["images"].shape == (2, 3, 4, 4, 3)
 
 
 @pytest.mark.parametrize(

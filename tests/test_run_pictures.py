@@ -37,7 +37,9 @@ def test_a_run_leaves_pictures_and_events(tmp_path, config_type, fit):
     for changes in ({}, {"overwrite": True}):  # the second run's events alone are left
         _, history = fit(config_type(**options(tmp_path, pictures_every=1, tensorboard=True, **changes)))
     assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == PICTURES
-    assert all(Image.open(tmp_path / "run" / name).width > 300 for name in PICTURES)
+    for name in PICTURES:
+        with Image.open(tmp_path / "run" / name) as picture:
+            assert picture.format == "PNG" and picture.width > 300
 
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()

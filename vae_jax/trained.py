@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,19 +33,22 @@ class Trained(NamedTuple):
 
     def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """mu and logvar, [images, latent] each, of bytes or of pixels in [0, 1], [images, pixels]."""
-        import jax.numpy as jnp
-
-        mu, logvar = self.model.apply({"params": self.params}, jnp.asarray(images), method="encode")
+        mu, logvar = self._apply(images, "encode")
         return np.asarray(mu), np.asarray(logvar)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The means of the pixels, sigmoid(logits), [..., pixels], at the latent points z, [..., latent]."""
         import jax
+
+        logits = self._apply(z.reshape(-1, self.latent_dim), "decode")
+        return np.asarray(jax.nn.sigmoid(logits)).reshape(*z.shape[:-1], self.pixels)
+
+    def _apply(self, inputs: np.ndarray, method: str) -> Any:
+        import jax
         import jax.numpy as jnp
 
-        points = jnp.asarray(z.reshape(-1, self.latent_dim))
-        logits = cast(jax.Array, self.model.apply({"params": self.params}, points, method="decode"))
-        return np.asarray(jax.nn.sigmoid(logits)).reshape(*z.shape[:-1], self.pixels)
+        params = jax.tree.map(jnp.asarray, self.params)
+        return self.model.apply({"params": params}, jnp.asarray(inputs), method=method)
 
 
 def read(path: Path) -> Trained:
