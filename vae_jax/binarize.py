@@ -1,8 +1,8 @@
-"""Binary pixels out of grey ones. An image stays what it was, bytes or floats: its pixels become 0 or 255, or 0 or 1."""
+"""Binary pixels out of grey ones. Images stay bytes or floats, with pixels of 0 and 255, or 0 and 1."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from vae_jax.config import Binarize
 
@@ -21,7 +21,8 @@ def binarize(
 
     References:
       Salakhutdinov and Murray, On the Quantitative Analysis of Deep Belief Networks (one draw). ICML 2008
-      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders (a draw an epoch). https://arxiv.org/abs/1509.00519
+      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders (a draw an epoch).
+        https://arxiv.org/abs/1509.00519
     """
     if rule == "none":
         return images
@@ -36,20 +37,25 @@ def draw(
 ) -> UInt8[Array, "images pixels"] | Float[Array, "images pixels"]:
     """Draws each pixel from Bernoulli(pixel), black and white ones with certainty.
 
-    16 random bits decide a pixel: its probability is the grey value, byte / 255, to within 2^-16.
+    16 random bits decide a pixel: its probability is the grey value, byte / 255, to within 2^-17.
 
     Args:
       images: Bytes, or pixels in [0, 1].
       key: For the draw.
     """
-    # Two pixels share a random word: half the cost of a word each.
-    words = jax.random.bits(key, ((images.size + 1) // 2,), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: images.size].reshape(images.shape)
+    # Half a word for each pixel. XLA's own Threefry makes them in half the time of jax.random.bits on a CPU.
+    start = jax.random.bits(key, (4,), jnp.uint32)
+    words = jax.lax.rng_bit_generator(
+        start, ((images.size + 1) // 2,), jnp.uint32, algorithm=jax.lax.RandomAlgorithm.RNG_THREE_FRY
+    )[1]
+    bits = jnp.concatenate([words & 0xFFFF, words >> 16])[: images.size].reshape(images.shape)
     if images.dtype == jnp.uint8:
-        # 257 * byte of 65,535 is byte / 255; the random number is one of 65,536.
-        return _as(images.dtype, (bits < images.astype(jnp.uint16) * 257) | (images == 255))
-    return _as(images.dtype, bits < jnp.ceil(images * 65536).astype(jnp.int32))
+        # 65,536 * byte / 255, rounded: 0 for black, 65,536 for white.
+        limits = images.astype(jnp.uint32) * 257 + (images >> 7).astype(jnp.uint32)
+    else:
+        limits = jnp.round(images * 65536).astype(jnp.uint32)
+    return _as(images.dtype, bits < limits)
 
 
-def _as(dtype: jnp.dtype, on: Array) -> Array:
+def _as(dtype: jnp.dtype, on: Bool[Array, "images pixels"]) -> Array:
     return jnp.where(on, jnp.array(255 if dtype == jnp.uint8 else 1, dtype), jnp.array(0, dtype))

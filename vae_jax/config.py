@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 # The largest finite float32: a bigger rate or weight would be infinite on the device.
 FLOAT32_MAX = 3.4028235e38
+# How grey pixels become binary ones.
 Binarize = Literal["none", "dynamic", "threshold", "static"]
 RUN_FILES = ("config.json", "metrics.jsonl")
 

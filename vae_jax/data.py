@@ -2,17 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
 from vae_jax import idx, npz, tfds
-from vae_jax.config import DataError as DataError
+from vae_jax.config import Binarize, DataError
 
 BUNDLED = Path(__file__).parent / "mnist.npz"
 # A set without a test split gives up one image in seven, as many as MNIST's 10,000 of 70,000.
 TEST_SHARE = 7
+
+Pixels = Literal["grey", "binary"]
 
 
 class Dataset(NamedTuple):
@@ -33,14 +35,14 @@ class Dataset(NamedTuple):
         """[height, width] or [height, width, channels]."""
         return self.train_images.shape[1:]
 
-    @property
-    def is_binary(self) -> bool:
-        """Whether every pixel is black or white: losses are on binary pixels whatever `--binarize` says."""
-        return all(
+    def pixels(self, rule: Binarize) -> Pixels:
+        """What losses are on after `rule`; a set whose every pixel is black or white is binary without one."""
+        binary = rule != "none" or all(
             bool(np.all((part == 0) | (part == (255 if part.dtype == np.uint8 else 1))))
             # The first images answer it for nearly every grey set.
             for part in (self.train_images[:100], self.train_images, self.test_images)
         )
+        return "binary" if binary else "grey"
 
 
 def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None = None) -> Dataset:

@@ -4,7 +4,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -45,9 +45,7 @@ def load(folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read(
-    file: BinaryIO, name: str, size: int, dims: tuple[int, ...], max_bytes: float = math.inf
-) -> np.ndarray:
+def read(file: IO[bytes], name: str, size: int, dims: tuple[int, ...], max_bytes: float = math.inf) -> np.ndarray:
     """Reads one IDX file of bytes, gzipped or not.
 
     Args:

@@ -2,7 +2,7 @@
 
 tensorflow_datasets 4.9 needs TensorFlow to unpack archives, to open files and to write PNG images from arrays. The
 builders of the MNIST family get their files packed, as they were downloaded, and examples from our readers, whose
-images are Pillow's, which TFDS can write by itself. All the rest is TFDS's own: downloader, checksums, folders, file format.
+images are Pillow's, which TFDS can write by itself. All the rest is TFDS's own: downloader, checksums, folders, format.
 """
 
 import contextlib
@@ -128,11 +128,11 @@ def read(spec: str, folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
 
 
 def _read_split(spec: str, builder: Any, split: str, part: str, max_bytes: float) -> dict[str, np.ndarray]:
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     key = "image" if "image" in images else images[0] if len(images) == 1 else None
     if not key or features[key].np_dtype not in (np.uint8, np.float32):
-        raise DataError(f"--data {spec}: has the features {dict(features)}; expected one of 8-bit or float images")
+        raise DataError(f"--data {spec}: has the features {features}; expected one of 8-bit or float images")
     source = builder.as_data_source(split)
     has_labels = isinstance(features.get("label"), tfds.features.ClassLabel)
     labels = np.empty(len(source), np.int32)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vae_jax import cli
 from vae_jax.config import TrainConfig
 from vae_jax.data import load
-from vae_jax.log import EpochMetrics, RunLog
+from vae_jax.log import EpochMetrics, RunLog, describe_losses
 
 if TYPE_CHECKING:
     from vae_jax.objective import Losses
@@ -40,12 +40,13 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
       NonFiniteLossError: The loss of an epoch is not finite; nothing is exported.
     """
     config.check()
-    dataset = load(config.data)
+    dataset = load(config.data, config.data_dir, config.max_data_gb)
 
     import jax
     import jax.numpy as jnp
 
     from vae_jax import steps
+    from vae_jax.binarize import binarize
 
     train_images, test_images = (
         jnp.asarray(images.reshape(len(images), -1)) for images in (dataset.train_images, dataset.test_images)
@@ -53,11 +54,16 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     count = len(train_images)
     batch_size = min(config.batch_size, count)
     state = steps.create_state(config, train_images.shape[1])
+    # Under `dynamic`, training draws for itself; the test images are drawn once, so that epochs can be compared.
+    train_rule = "none" if state.dynamic else config.binarize
+    train_images = binarize(train_images, train_rule, jax.random.fold_in(state.key, steps.PIXELS))
+    test_images = binarize(test_images, config.binarize, jax.random.fold_in(state.key, steps.TEST_PIXELS))
+    pixels = dataset.pixels(config.binarize)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"{config.data}: {count:,} training and {len(test_images):,} test images; {parameters:,} parameters;"
         f" {jax.devices()[0].device_kind}"
-        "\nlosses are nats per image, a cross entropy on grey pixels (no log-likelihood of binary ones)",
+        f"\n{describe_losses(pixels)}",
         flush=True,
     )
 
@@ -72,7 +78,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
         for length in {len(stretch) for stretch in stretches}
     }
 
-    log = RunLog(config)
+    log = RunLog(config, dataset.image_shape, pixels)
     history = []
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
@@ -96,6 +102,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
             *_averages(train_sums, count, config.beta),
             *_averages([test_losses(state, test_images, test_batches)], len(test_images), config.beta),
             seconds,
+            pixels,
         )
         if not math.isfinite(metrics.train_loss + metrics.test_loss):
             raise NonFiniteLossError(
