@@ -50,11 +50,13 @@ def load(spec: str, data_dir: Path | None, max_bytes: float) -> dict[str, np.nda
     arrays = folder and _read_cache(folder, max_bytes)
     if arrays:
         return arrays
-    with _lock(root, match["name"]):
-        from vae_jax import tfds_source
+    from vae_jax import tfds_source
 
+    # What cannot be prepared is refused here, with nothing written.
+    builder = None if folder else tfds_source.find_builder(spec, root, **match.groupdict())
+    with _lock(root, match["name"]):
         # Another process may have done it all while this one waited.
-        folder = _find(root, **match.groupdict()) or tfds_source.prepare(spec, root, **match.groupdict())
+        folder = _find(root, **match.groupdict()) or tfds_source.prepare(spec, builder)
         arrays = _read_cache(folder, max_bytes)
         if not arrays:
             arrays = tfds_source.read(spec, folder, max_bytes)

@@ -40,24 +40,57 @@ RETRIES = 2
 OFFLINE = "offline there are --data mnist (bundled), --data FOLDER (IDX files), and --data-dir (a prepared copy)"
 
 
-def prepare(spec: str, root: Path, name: str, config: str | None, version: str | None) -> Path:
-    """Downloads a set, verifies its checksums, and prepares it as array_record.
+def find_builder(spec: str, root: Path, name: str, config: str | None, version: str | None) -> Any:
+    """TFDS's builder of a set; one of the MNIST family is given what it otherwise needs TensorFlow for.
 
     Args:
-      spec: What messages call it.
+      spec: What messages call the set.
       root: TFDS's folder.
       name: The set.
       config: Its configuration; None for the default one.
       version: Its version; None for the newest one.
 
+    Raises:
+      DataError: TFDS does not know the set, or cannot prepare it without TensorFlow.
+    """
+    try:
+        builder_class = tfds.builder_cls(name)
+    except tfds.core.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+        hint = f"perhaps {' or '.join(near)}" if near else "https://www.tensorflow.org/datasets/catalog lists them"
+        raise DataError(f"--data {spec}: TFDS knows no set {name}; {hint}") from None
+    if name not in EXAMPLES and importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            f"--data {spec}: preparing it needs TensorFlow, which is not installed; pip install tensorflow, or name in"
+            f" --data-dir a copy prepared as array_record; {', '.join(EXAMPLES)} are prepared without"
+        )
+    try:
+        builder: Any = builder_class(data_dir=root, config=config, version=version)
+    except (AssertionError, ValueError) as error:
+        configs = f"; its configurations: {', '.join(builder_class.builder_configs)}" if config else ""
+        raise DataError(f"--data {spec}: {_reason(error)}{configs}") from None
+    if name in EXAMPLES:
+        split_generators = builder._split_generators
+        builder._split_generators = lambda dl_manager: split_generators(_Packed(dl_manager))
+        builder._generate_examples = EXAMPLES[name]
+    return builder
+
+
+def prepare(spec: str, builder: Any) -> Path:
+    """Downloads a set, verifies its checksums, and prepares it as array_record.
+
+    Args:
+      spec: What messages call it.
+      builder: Of `find_builder`.
+
     Returns:
       The folder of the prepared copy.
 
     Raises:
-      DataError: The set is unknown, needs TensorFlow, or cannot be downloaded; nothing half-done is left.
+      DataError: The set cannot be downloaded or prepared; nothing half-done is left.
     """
-    builder = _builder(spec, root, name, config, version)
-    downloads = root / "downloads" / name
+    root, target = Path(builder.data_dir_root), Path(builder.data_dir)
+    downloads = root / "downloads" / builder.name
     before = _partial_downloads(downloads)
     try:
         # TFDS's lines on standard output would repeat what its progress bars say.
@@ -81,8 +114,11 @@ def prepare(spec: str, root: Path, name: str, config: str | None, version: str |
     finally:
         for folder in _partial_downloads(downloads) - before:
             shutil.rmtree(folder, ignore_errors=True)
-    print(f"{spec}: prepared in {builder.data_dir}", flush=True)
-    return Path(builder.data_dir)
+        for folder in (downloads, target.parent):
+            with contextlib.suppress(OSError):  # that it is not empty, when all went well
+                folder.rmdir()
+    print(f"{spec}: prepared in {target}", flush=True)
+    return target
 
 
 def read(spec: str, folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
@@ -156,31 +192,6 @@ def _read_split(spec: str, builder: Any, split: str, part: str, max_bytes: float
     # Bytes where they are enough, as the other sources have them.
     labels = labels.astype(np.min_scalar_type(labels.max()))
     return {f"{part}_images": array} | ({f"{part}_labels": labels} if has_labels else {})
-
-
-def _builder(spec: str, root: Path, name: str, config: str | None, version: str | None) -> Any:
-    """TFDS's builder of a set; one of the MNIST family is given what it otherwise needs TensorFlow for."""
-    try:
-        builder_class = tfds.builder_cls(name)
-    except tfds.core.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders())
-        hint = f"perhaps {' or '.join(near)}" if near else "https://www.tensorflow.org/datasets/catalog lists them"
-        raise DataError(f"--data {spec}: TFDS knows no set {name}; {hint}") from None
-    if name not in EXAMPLES and importlib.util.find_spec("tensorflow") is None:
-        raise DataError(
-            f"--data {spec}: preparing it needs TensorFlow, which is not installed; pip install tensorflow, or name in"
-            f" --data-dir a copy prepared as array_record; {', '.join(EXAMPLES)} are prepared without"
-        )
-    try:
-        builder: Any = builder_class(data_dir=root, config=config, version=version)
-    except (AssertionError, ValueError) as error:
-        configs = f"; its configurations: {', '.join(builder_class.builder_configs)}" if config else ""
-        raise DataError(f"--data {spec}: {_reason(error)}{configs}") from None
-    if name in EXAMPLES:
-        split_generators = builder._split_generators
-        builder._split_generators = lambda dl_manager: split_generators(_Packed(dl_manager))
-        builder._generate_examples = EXAMPLES[name]
-    return builder
 
 
 class _Packed:
