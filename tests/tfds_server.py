@@ -1,7 +1,7 @@
 """The servers that TFDS downloads from, on this machine: their files, remade from images at hand, behind their URLs.
 
-`python -m tests.tfds_server ARGUMENTS` is `python -m vae_jax.train ARGUMENTS` with `tfds:mnist` and `tfds:fashion_mnist`
-served so, from all of the bundled images.
+`python -m tests.tfds_server ARGUMENTS` is `python -m vae_jax.train ARGUMENTS` with `tfds:mnist`,
+`tfds:fashion_mnist` and `tfds:kmnist` served so, all from the bundled images.
 """
 
 import contextlib

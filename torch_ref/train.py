@@ -38,8 +38,8 @@ def losses(recon: Tensor, images: Tensor, mu: Tensor, logvar: Tensor) -> tuple[T
 
 def to_pixels(images: np.ndarray) -> Tensor:
     """A set of images, bytes or floats, as pixels in [0, 1] of shape [images, pixels]."""
-    tensor = torch.from_numpy(images.reshape(len(images), -1))
-    return tensor.float() / 255 if images.dtype == np.uint8 else tensor
+    tensor = torch.tensor(images.reshape(len(images), -1), dtype=torch.float32)
+    return tensor / 255 if images.dtype == np.uint8 else tensor
 
 
 def binarize(images: Tensor, rule: Binarize) -> Tensor:

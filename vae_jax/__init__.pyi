@@ -1,4 +1,4 @@
-from .binarize import binarize as binarize
+from .adam import adam as adam
 from .config import DataError as DataError
 from .config import InputError as InputError
 from .config import TrainConfig as TrainConfig
@@ -16,9 +16,9 @@ from .objective import losses as losses
 from .steps import TrainState as TrainState
 from .steps import create_state as create_state
 from .steps import draw_eps as draw_eps
+from .steps import eval_epoch as eval_epoch
 from .steps import shuffled_batches as shuffled_batches
 from .steps import split_batches as split_batches
-from .steps import test_losses as test_losses
 from .steps import train_epoch as train_epoch
 from .steps import train_step as train_step
 from .train import fit as fit

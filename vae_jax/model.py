@@ -35,11 +35,8 @@ def init_linear(key: Array, fan_in: int, features: int) -> dict[str, Array]:
       `kernel` of shape [fan_in, features] and `bias` of shape [features].
     """
     bound = fan_in**-0.5
-    kernel_key, bias_key = jax.random.split(key)
-    return {
-        "kernel": jax.random.uniform(kernel_key, (fan_in, features), minval=-bound, maxval=bound),
-        "bias": jax.random.uniform(bias_key, (features,), minval=-bound, maxval=bound),
-    }
+    weights = jax.random.uniform(key, (fan_in + 1, features), minval=-bound, maxval=bound)
+    return {"kernel": weights[:-1], "bias": weights[-1]}
 
 
 def linear(params: dict[str, Array], x: Float[Array, "batch fan_in"]) -> Float[Array, "batch features"]:

@@ -5,7 +5,7 @@ its step or epoch, so a state read back from disk goes on with the very same dra
 """
 
 from functools import partial
-from typing import cast
+from typing import cast, no_type_check
 
 import flax.struct
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from vae_jax.adam import adam
 from vae_jax.binarize import draw
 from vae_jax.config import TrainConfig
 from vae_jax.model import VAE, Output, to_pixels
@@ -22,6 +23,7 @@ from vae_jax.objective import Losses, losses
 INIT, SHUFFLE, NOISE, TEST_NOISE, PIXELS, TEST_PIXELS = range(6)
 
 
+@no_type_check  # jax also builds it from placeholders: shapes, specifications, axes
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and changes."""
 
@@ -51,7 +53,7 @@ def create_state(config: TrainConfig, pixels: int = 784) -> TrainState:
     key = jax.random.key(config.seed)
     images, eps = jnp.zeros((1, pixels)), jnp.zeros((1, config.latent_dim))
     params = jax.jit(model.init)(jax.random.fold_in(key, INIT), images, eps)["params"]
-    tx = optax.adam(config.learning_rate)  # PyTorch's defaults too: betas (0.9, 0.999), eps 1e-8
+    tx = adam(config.learning_rate)
     dynamic = config.binarize == "dynamic"
     return TrainState(jnp.int32(0), key, jnp.float32(config.beta), params, tx.init(params), model, tx, dynamic)
 
@@ -142,7 +144,7 @@ def train_epoch(
 
 
 @jax.jit
-def test_losses(
+def eval_epoch(
     state: TrainState,
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
     batches: Int[Array, "steps batch"],

@@ -69,7 +69,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
 
     # Compiled ahead, so that the seconds of an epoch are those of its training.
     test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
-    test_losses = steps.test_losses.lower(state, test_images, test_batches).compile()
+    eval_epoch = steps.eval_epoch.lower(state, test_images, test_batches).compile()
     stretches = _stretches(math.ceil(count / batch_size), 6 * batch_size * parameters)
     train = {
         length: steps.train_epoch.lower(
@@ -100,7 +100,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
         metrics = EpochMetrics(
             epoch,
             *_averages(train_sums, count, config.beta),
-            *_averages([test_losses(state, test_images, test_batches)], len(test_images), config.beta),
+            *_averages([eval_epoch(state, test_images, test_batches)], len(test_images), config.beta),
             seconds,
             pixels,
         )
@@ -119,7 +119,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     return state, history
 
 
-def _stretches(steps: int, step_flops: float) -> list[range]:
+def _stretches(steps: int, step_flops: int) -> list[range]:
     """The steps of an epoch in stretches between two moves of the bar, of one length where that is possible.
 
     Every length is compiled for itself, so a divisor of `steps` is worth being up to twice as far from the ideal.

@@ -1,0 +1,191 @@
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torch_ref import convert
+from torch_ref.convert import LAYOUTS, WeightsError
+from torch_ref.model import VAE
+
+KEYS = {
+    "documented": ["encoder.fc1", "encoder.fc2_mu", "encoder.fc2_logvar", "decoder.fc1", "decoder.fc2"],
+    "fc-mu": ["encoder.fc1", "encoder.fc_mu", "encoder.fc_logvar", "decoder.fc1", "decoder.fc2"],
+    "pytorch-examples": ["fc1", "fc21", "fc22", "fc3", "fc4"],
+}
+
+
+@pytest.fixture
+def state_dict():
+    torch.manual_seed(0)
+    return VAE(hidden_dim=6, latent_dim=2, pixels=9).state_dict()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(state_dict, layout):
+    converted = convert.to_state_dict(convert.to_params(state_dict), layout)
+    assert list(converted) == [f"{name}.{kind}" for name in KEYS[layout] for kind in ("weight", "bias")]
+    for ours, theirs in zip(converted.values(), state_dict.values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert convert.check(converted) == layout
+    assert convert.sizes(converted) == (6, 2, 9)
+    back = convert.to_state_dict(convert.to_params(converted))
+    assert all(torch.equal(back[key], state_dict[key]) for key in state_dict)
+
+
+def test_kernels_are_transposed_weights(state_dict):
+    params = convert.to_params(state_dict)
+    np.testing.assert_array_equal(params["encoder"]["fc1"]["kernel"], state_dict["encoder.fc1.weight"].numpy().T)
+    assert params["encoder"]["fc1"]["kernel"].shape == (9, 6)
+
+
+def test_conversion_copies(state_dict):
+    params = convert.to_params(state_dict)
+    converted = convert.to_state_dict(params)
+    before = converted["decoder.fc2.bias"].clone(), state_dict["decoder.fc2.bias"].clone()
+    params["decoder"]["fc2"]["bias"][:] = 7
+    assert torch.equal(converted["decoder.fc2.bias"], before[0])
+    assert torch.equal(state_dict["decoder.fc2.bias"], before[1])
+
+
+def test_the_file_is_plain(state_dict, tmp_path):
+    path = tmp_path / "vae.pth"
+    convert.save(convert.to_state_dict(convert.to_params(state_dict)), path)
+    loaded = torch.load(path, weights_only=True)
+    assert list(loaded) == list(state_dict)
+    for tensor in loaded.values():
+        assert type(tensor) is torch.Tensor
+        assert tensor.is_contiguous()
+        assert not tensor.requires_grad
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    VAE(6, 2, 9).load_state_dict(loaded, strict=True)
+
+
+def change(key, new):
+    return lambda state_dict: state_dict | {key: new(state_dict.get(key))}
+
+
+# What is done to a good state dict, and what the refusal says.
+BAD = {
+    "missing": (lambda state_dict: dict(list(state_dict.items())[:-1]), "key decoder.fc2.bias: missing"),
+    "nothing": (lambda _: {}, "key decoder.fc1.bias: missing"),
+    "extra": (change("encoder.fc3.bias", lambda _: torch.zeros(1)), "key encoder.fc3.bias: unknown"),
+    "not a string": (change(3, lambda _: torch.zeros(1)), "key 3: unknown"),
+    "not a tensor": (change("decoder.fc2.bias", lambda _: [1.0]), "key decoder.fc2.bias: is list"),
+    "sparse": (change("decoder.fc2.weight", torch.Tensor.to_sparse), "key decoder.fc2.weight: is Tensor"),
+    "transposed": (change("decoder.fc2.weight", torch.t), r"key decoder.fc2.weight: has shape \[6, 9\]"),
+    "flat": (change("decoder.fc1.weight", torch.ravel), r"key decoder.fc1.weight: has shape \[12\]"),
+    "column": (change("encoder.fc1.bias", lambda t: t[:, None]), r"key encoder.fc1.bias: has shape \[6, 1\]"),
+    "other size": (change("encoder.fc2_mu.bias", lambda _: torch.zeros(3)), "key encoder.fc2_mu.weight: has shape"),
+    "empty": (lambda _: dict(VAE(6, 0, 9).state_dict()), "expected at least one value"),
+    "half": (change("decoder.fc2.bias", torch.Tensor.half), "key decoder.fc2.bias: has type torch.float16"),
+    "integer": (change("decoder.fc2.bias", torch.Tensor.int), "key decoder.fc2.bias: has type torch.int32"),
+    "mixed": (change("decoder.fc2.bias", torch.Tensor.double), "key decoder.fc2.bias: has type torch.float64"),
+    "nan": (change("encoder.fc1.weight", lambda t: t * float("nan")), "key encoder.fc1.weight: holds values that"),
+    "infinite": (change("encoder.fc1.bias", lambda t: t / 0), "key encoder.fc1.bias: holds values that are NaN or inf"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_state_dicts_are_refused_by_name(state_dict, name, tmp_path):
+    apply, message = BAD[name]
+    bad = apply(dict(state_dict))
+    with pytest.raises(WeightsError, match=message):
+        convert.to_params(bad)
+    torch.save(bad, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=message) as caught:
+        convert.load(tmp_path / "bad.pth")
+    assert str(tmp_path / "bad.pth") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_parameter_trees_are_refused(state_dict):
+    params = convert.to_params(state_dict)
+    params["encoder"]["fc9"] = params["encoder"].pop("fc1")
+    with pytest.raises(WeightsError, match=r"key encoder.fc1.bias: missing"):
+        convert.to_state_dict(params)
+
+
+class Evil:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_files_that_are_not_weights(tmp_path, state_dict):
+    good = tmp_path / "good.pth"
+    torch.save(state_dict, good)
+    marker = tmp_path / "code-was-run"
+    contents = {
+        "empty": b"",
+        "text": b"hello",
+        "truncated": good.read_bytes()[:-200],
+        "pickle": pickle.dumps(Evil(marker), protocol=2),
+        "other pickle": pickle.dumps({"a": 1}),
+    }
+    paths = {name: tmp_path / f"{name}.pth" for name in contents}
+    for name, content in contents.items():
+        paths[name].write_bytes(content)
+    torch.save({"encoder.fc1.weight": Evil(marker)}, paths.setdefault("code", tmp_path / "code.pth"))
+    torch.save([1, 2], paths.setdefault("list", tmp_path / "list.pth"))
+    with zipfile.ZipFile(paths.setdefault("zip", tmp_path / "zip.pth"), "w") as archive:
+        archive.writestr("hello", "hello")
+    paths["missing"] = tmp_path / "missing.pth"
+    paths["folder"] = tmp_path
+    for name, path in paths.items():
+        with pytest.raises(WeightsError) as caught:
+            convert.load(path)
+        assert str(path) in str(caught.value), name
+        assert "\n" not in str(caught.value), name
+    assert not marker.exists()
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, state_dict, monkeypatch):
+    path = tmp_path / "vae.pth"
+    convert.save(state_dict, path)
+    before = path.read_bytes()
+
+    def interrupted(_, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert.save(state_dict, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_through_a_link(tmp_path, state_dict):
+    (tmp_path / "link.pth").symlink_to(tmp_path / "real.pth")
+    convert.save(state_dict, tmp_path / "link.pth")
+    assert (tmp_path / "link.pth").is_symlink()
+    assert convert.load(tmp_path / "real.pth").keys() == state_dict.keys()
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "torch_ref.convert", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_command(tmp_path, state_dict):
+    torch.save(state_dict, tmp_path / "in.pth")
+    result = run(tmp_path / "in.pth", tmp_path / "out.pth", "--layout", "pytorch-examples")
+    assert result.returncode == 0, result.stderr
+    assert "9-6-2" in result.stdout
+    assert sorted(torch.load(tmp_path / "out.pth", weights_only=True))[:2] == ["fc1.bias", "fc1.weight"]
+
+    result = run(tmp_path / "missing.pth", tmp_path / "other.pth")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {tmp_path / 'missing.pth'}: cannot be read (No such file")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "other.pth").exists()

@@ -1,0 +1,136 @@
+"""The JAX model and the PyTorch one are the same function: outputs, losses, gradients, optimizer steps.
+
+Both sides get the same parameters, the same batches and the same noise; no random generator is matched with another.
+"""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from torch_ref import convert
+from torch_ref.model import VAE as TorchVAE
+from torch_ref.train import losses as torch_losses
+from vae_jax import VAE, TrainConfig, create_state, draw_eps, losses, shuffled_batches, train_epoch
+
+FORWARD = {"float32": 1e-5, "float64": 1e-10}
+GRADIENTS = {"float32": 1e-4, "float64": 1e-10}
+# hidden_dim, latent_dim, pixels, batch
+SIZES = [(400, 20, 784, 128), (400, 20, 784, 96), (64, 2, 100, 1), (7, 33, 12, 5)]
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(True) if request.param == "float64" else contextlib.nullcontext():
+        yield request.param
+
+
+def relative_error(found, expected) -> float:
+    """The largest difference, relative to the largest entry."""
+    found, expected = np.asarray(found, np.float64), expected.detach().double().numpy()
+    assert found.shape == expected.shape
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def both_sides(params, pixels_batch: tuple[int, int], dtype: str):
+    """(params, images, eps) for JAX, (model, images, eps) for PyTorch; grey images with true 0 and 1 among them."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+    state_dict = convert.to_state_dict(params)
+    model = TorchVAE(*convert.sizes(state_dict)).to(getattr(torch, dtype))
+    model.load_state_dict(state_dict, strict=True)
+    rng = np.random.default_rng(0)
+    images = np.clip(rng.normal(0.3, 0.5, pixels_batch), 0, 1).astype(dtype)
+    eps = rng.normal(size=(len(images), model.encoder.fc2_mu.out_features)).astype(dtype)
+    ours = jax.tree.map(jnp.asarray, (params, images, eps))
+    return ours, (model, torch.from_numpy(images), torch.from_numpy(eps))
+
+
+def random_params(hidden_dim: int, latent_dim: int, pixels: int):
+    return create_state(TrainConfig(hidden_dim=hidden_dim, latent_dim=latent_dim, seed=3), pixels).params
+
+
+def assert_equal_functions(params, images_shape, dtype):
+    (params, images, eps), (model, torch_images, torch_eps) = both_sides(params, images_shape, dtype)
+
+    def total(params):
+        output = VAE(*convert.sizes(model.state_dict())).apply({"params": params}, images, eps)
+        per_image = losses(output, images)
+        return jnp.sum(per_image.loss), (output, per_image)
+
+    gradients, (output, per_image) = jax.jit(jax.grad(total, has_aux=True))(params)
+    assert output.logits.dtype == dtype
+
+    mu, logvar = model.encoder(torch_images)
+    z = model.reparameterize(mu, logvar, torch_eps)
+    for name, expected in {"mu": mu, "logvar": logvar, "z": z, "logits": model.decoder.logits(z)}.items():
+        assert relative_error(getattr(output, name), expected) < FORWARD[dtype], name
+
+    recon, mu, logvar = model(torch_images, torch_eps)
+    assert relative_error(jax.nn.sigmoid(output.logits), recon) < FORWARD[dtype]
+    bce, kld = torch_losses(recon, torch_images, mu, logvar)
+    for name, expected in {"bce": bce, "kld": kld, "loss": bce + kld}.items():
+        assert relative_error(jnp.sum(getattr(per_image, name)), expected) < FORWARD[dtype], name
+
+    (bce + kld).backward()
+    torch_gradients = convert.to_params({key: value.grad for key, value in model.named_parameters()})
+    for (path, found), expected in zip(
+        jax.tree.leaves_with_path(gradients), jax.tree.leaves(torch_gradients), strict=True
+    ):
+        assert relative_error(found, torch.from_numpy(expected)) < GRADIENTS[dtype], jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_random_parameters(sizes, dtype):
+    hidden_dim, latent_dim, pixels, batch = sizes
+    assert_equal_functions(random_params(hidden_dim, latent_dim, pixels), (batch, pixels), dtype)
+
+
+def test_trained_parameters(trained, dtype):
+    assert_equal_functions(trained, (128, 784), dtype)
+
+
+def test_100_adam_steps_with_a_last_partial_batch(mnist, dtype):
+    count = 99 * 128 + 96
+    images = mnist.train_images[:count].reshape(count, 784)
+    state = create_state(TrainConfig(seed=5))
+    state = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state)
+    model = TorchVAE().to(getattr(torch, dtype))
+    model.load_state_dict(convert.to_state_dict(jax.device_get(state.params)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    batches = shuffled_batches(state.key, 1, count, 128)
+    noise = [draw_eps(state.key, step, (128, 20), jnp.dtype(dtype)) for step in range(100)]
+    state, sums = train_epoch(state, jnp.asarray(images), batches)
+    assert state.step == 100
+
+    for step, numbers in enumerate(np.asarray(batches)):
+        numbers = numbers[numbers >= 0]
+        assert len(numbers) == (128 if step < 99 else 96)
+        pixels = torch.from_numpy(images[numbers]).to(getattr(torch, dtype)) / 255
+        recon, mu, logvar = model(pixels, torch.from_numpy(np.array(noise[step][: len(numbers)])))
+        bce, kld = torch_losses(recon, pixels, mu, logvar)
+        optimizer.zero_grad()
+        (bce + kld).backward()
+        optimizer.step()
+        assert float(sums.loss[step]) == pytest.approx((bce + kld).item(), rel=FORWARD[dtype])
+
+    expected = convert.to_params(model.state_dict())
+    for (path, found), leaf in zip(jax.tree.leaves_with_path(state.params), jax.tree.leaves(expected), strict=True):
+        if dtype == "float32":
+            assert np.abs(found - leaf).max() < 1e-4, jax.tree_util.keystr(path)
+        else:
+            assert relative_error(found, torch.from_numpy(leaf)) < 1e-10, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+def test_file_round_trip_is_bit_exact(trained, dtype, layout, tmp_path):
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), trained)
+    convert.save(convert.to_state_dict(params, layout), tmp_path / "vae.pth")
+    back = convert.to_params(convert.load(tmp_path / "vae.pth"))
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    for found, expected in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+        assert found.dtype == expected.dtype
+        assert found.tobytes() == expected.tobytes()

@@ -1,0 +1,158 @@
+"""Whole runs: what they print, what they leave behind, and that a seed decides everything."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from torch_ref.model import VAE as TorchVAE
+from torch_ref.train import losses as torch_losses
+from vae_jax import TrainConfig, fit, train
+
+KEYS = ["epoch", "train_loss", "train_bce", "train_kld", "test_loss", "test_bce", "test_kld", "seconds"]
+
+
+def small(folder: Path, **options) -> TrainConfig:
+    """A model that trains for an epoch on all of MNIST in half a second."""
+    options = {"epochs": 1, "hidden_dim": 16, "latent_dim": 4, "batch_size": 500} | options
+    return TrainConfig(workdir=folder / "run", export=folder / "vae.pth", **options)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """A run as a user types it, its output not a terminal: (folder, standard output and error together)."""
+    folder = tmp_path_factory.mktemp("command")
+    options = ["--epochs=2", "--hidden-dim=64", "--latent-dim=5", "--workdir=run", "--export=out/vae.pth"]
+    result = subprocess.run(
+        [sys.executable, "-m", "vae_jax.train", *options], cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout + result.stderr
+
+
+def test_what_a_run_prints(command):
+    folder, output = command
+    assert not set(output) & {"\r", "\x1b", "\b"}
+    lines = output.splitlines()
+    assert "60,000 training and 10,000 test images" in lines[0]
+    assert "grey" in lines[1]
+    assert lines[-1] == 'saved out/vae.pth; load it with torch.load("out/vae.pth", weights_only=True)'
+    metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 + len(metrics)
+    for line, epoch in zip(lines[2:-1], metrics, strict=True):
+        words = line.split()
+        loss, bce, kld, test_loss, seconds = (float(words[number]) for number in (4, 7, 10, 13, 14))
+        assert round(100 * loss) == round(100 * bce) + round(100 * kld)
+        assert loss == pytest.approx(epoch["train_loss"], abs=0.0051)
+        assert bce == pytest.approx(epoch["train_bce"], abs=0.0051)
+        assert test_loss == pytest.approx(epoch["test_loss"], abs=0.0051)
+        assert seconds == pytest.approx(epoch["seconds"], abs=0.0051)
+
+
+def test_what_a_run_leaves_behind(command):
+    folder, _ = command
+    assert sorted(path.name for path in folder.rglob("*")) == [
+        "config.json", "metrics.jsonl", "out", "run", "vae.pth",
+    ]  # fmt: skip
+    config = json.loads((folder / "run/config.json").read_text())
+    assert config == {
+        "data": "mnist", "epochs": 2, "batch_size": 128, "learning_rate": 0.001, "hidden_dim": 64, "latent_dim": 5,
+        "beta": 1.0, "seed": 0, "workdir": "run", "export": "out/vae.pth", "overwrite": False,
+    }  # fmt: skip
+    metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    for number, epoch in enumerate(metrics, 1):
+        assert list(epoch) == KEYS
+        assert epoch["epoch"] == number
+        for split in ("train", "test"):
+            assert epoch[f"{split}_loss"] == pytest.approx(epoch[f"{split}_bce"] + epoch[f"{split}_kld"], rel=1e-12)
+        assert 0 < epoch["seconds"] < 600
+    assert metrics[1]["train_loss"] < metrics[0]["train_loss"] < 220
+    assert metrics[1]["test_loss"] < metrics[0]["test_loss"] < 180
+
+
+def test_pytorch_finds_the_same_test_loss(command, mnist):
+    folder, _ = command
+    model = TorchVAE(hidden_dim=64, latent_dim=5)
+    model.load_state_dict(torch.load(folder / "out/vae.pth", weights_only=True), strict=True)
+    images = torch.from_numpy(mnist.test_images.reshape(10000, 784)).float() / 255
+    torch.manual_seed(0)
+    with torch.no_grad():
+        recon, mu, logvar = model(images)
+        bce, kld = (part.item() / 10000 for part in torch_losses(recon, images, mu, logvar))
+    last = json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])
+    # Other noise: the standard error of the difference is about 0.02 nats in the first, none in the second.
+    assert bce == pytest.approx(last["test_bce"], abs=0.2)
+    assert kld == pytest.approx(last["test_kld"], rel=1e-5)
+
+
+def test_a_seed_decides_the_model(tmp_path):
+    params, metrics = zip(
+        *((jax.device_get(state.params), history) for state, history in (
+            fit(small(tmp_path / str(number), seed=seed)) for number, seed in enumerate((0, 0, 1))
+        )),
+        strict=True,
+    )  # fmt: skip
+    first, again, other = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in params)
+    assert first.tobytes() == again.tobytes()
+    assert np.mean(first == other) < 0.01
+    assert metrics[0][0].train_loss == metrics[1][0].train_loss != metrics[2][0].train_loss
+    assert (tmp_path / "0/vae.pth").read_bytes() == (tmp_path / "1/vae.pth").read_bytes()
+
+
+def test_averages_are_over_all_images(tmp_path):
+    # With weights that never change, the averages of an epoch are those of the fresh model, whatever the batches.
+    histories = [
+        fit(small(tmp_path / str(batch_size), batch_size=batch_size, learning_rate=1e-30))[1]
+        for batch_size in (7000, 60000, 10**9)
+    ]
+    for history in histories:
+        assert history[0].train_loss == pytest.approx(histories[0][0].train_loss, abs=0.1)
+        assert history[0].train_kld == pytest.approx(histories[0][0].train_kld, rel=1e-5)
+        assert history[0].train_loss == pytest.approx(history[0].test_loss, rel=0.01)
+
+
+def test_beta_in_the_files(tmp_path):
+    _, (metrics,) = fit(small(tmp_path, beta=3.0))
+    assert metrics.train_loss == pytest.approx(metrics.train_bce + 3 * metrics.train_kld, rel=1e-12)
+    assert metrics.test_loss == pytest.approx(metrics.test_bce + 3 * metrics.test_kld, rel=1e-12)
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
+    config = small(tmp_path, overwrite=True)
+    config.workdir.mkdir()
+    (config.workdir / "metrics.jsonl").write_text("old\n")
+    (config.workdir / "notes.txt").write_text("mine")
+    fit(config)
+    assert len((config.workdir / "metrics.jsonl").read_text().splitlines()) == 1
+    assert "old" not in (config.workdir / "metrics.jsonl").read_text()
+    assert (config.workdir / "notes.txt").read_text() == "mine"
+
+
+def test_a_diverging_run_stops_without_export(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("vae.pth").write_text("old")
+    options = ["--hidden-dim=16", "--latent-dim=4", "--batch-size=500", "--learning-rate=1e30"]
+    monkeypatch.setattr(sys, "argv", ["train", *options])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert str(stopped.value.code).startswith("error: epoch 1: the training loss is ")
+    assert Path("vae.pth").read_text() == "old"
+    assert "saved" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("steps", "step_flops"), [(469, 5 * 10**8), (1, 10**12), (600, 10**12), (467, 5 * 10**8), (10, 1)]
+)
+def test_stretches_cover_an_epoch(steps, step_flops):
+    stretches = train._stretches(steps, step_flops)
+    assert [step for stretch in stretches for step in stretch] == list(range(steps))
+    for stretch in stretches:
+        assert len(stretch) == 1 or len(stretch) * step_flops <= train.STRETCH_FLOPS
+    assert len({len(stretch) for stretch in stretches}) <= 2
+    if steps == 469:
+        assert {len(stretch) for stretch in stretches} == {67}  # 7 times 67: one program to compile
