@@ -73,37 +73,40 @@ def test_draws_are_independent_between_pixels_images_and_keys():
     assert abs((first.ravel()[:half] * first.ravel()[half:]).mean()) < 1.5 * bound
 
 
-def test_static_is_one_draw_and_dynamic_a_new_one_each_step(monkeypatch):
+def test_static_is_one_draw():
     np.testing.assert_array_equal(binarize(BYTES, "static", KEY), binarize(BYTES, "static", KEY))
-    seen = []
-    monkeypatch.setattr(steps, "draw", lambda images, key: seen.append(jax.random.key_data(key).tolist()) or images)
-    state = steps.create_state(CONFIG, 256)
-    with jax.disable_jit():
-        for _ in range(3):
-            state, _ = steps.train_step(state, BYTES)
-    assert len({tuple(key) for key in seen}) == 3
+    np.testing.assert_array_equal(binarize(BYTES, "static", KEY), draw(BYTES, KEY))
 
 
-def test_dynamic_training_sees_only_binary_pixels():
-    """Its bce is that of a step on the drawn images, and not that on grey ones."""
-    state = steps.create_state(CONFIG, 256)
-    key = jax.random.fold_in(jax.random.fold_in(state.key, steps.PIXELS), 0)
-    grey = dataclasses.replace(CONFIG, binarize="none")
-    drawn_losses = steps.train_step(steps.create_state(grey, 256), draw(BYTES, key))[1]
-    grey_losses = steps.train_step(steps.create_state(grey, 256), BYTES)[1]
-    losses = steps.train_step(state, BYTES)[1]
-    np.testing.assert_allclose(losses.bce, drawn_losses.bce, rtol=1e-6)
-    assert abs(losses.bce - grey_losses.bce) > 1e-3
+@pytest.fixture(scope="module")
+def states():
+    return {rule: steps.create_state(dataclasses.replace(CONFIG, binarize=rule), 256) for rule in ("none", "dynamic")}
 
 
-def test_epoch_and_steps_draw_the_same():
-    images = jnp.tile(BYTES, (4, 1))
-    batches = jnp.arange(4, dtype=jnp.int32).reshape(2, 2)
-    one = steps.train_epoch(steps.create_state(CONFIG, 256), images, batches)[1]
-    state = steps.create_state(CONFIG, 256)
-    for number in range(2):
-        state, losses = steps.train_step(state, images[:2])
-        np.testing.assert_allclose(losses.bce, one.bce[number], rtol=1e-5)
+def at_step(state: steps.TrainState, step: int) -> steps.TrainState:
+    """A copy to give away."""
+    return jax.tree.map(jnp.copy, state).replace(step=jnp.int32(step))
+
+
+def test_dynamic_training_is_training_on_a_new_draw_every_step(states):
+    draws = []
+    for step in (0, 1, 469):
+        draws.append(draw(BYTES, jax.random.fold_in(jax.random.fold_in(states["none"].key, steps.PIXELS), step)))
+        _, dynamic = steps.train_step(at_step(states["dynamic"], step), BYTES)
+        _, drawn = steps.train_step(at_step(states["none"], step), draws[-1])
+        _, grey = steps.train_step(at_step(states["none"], step), BYTES)
+        np.testing.assert_allclose(dynamic.bce, drawn.bce, rtol=1e-6)
+        assert abs(dynamic.bce - grey.bce) > 1e-3
+    assert not any((draws[a] == draws[b]).all() for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_an_epoch_draws_as_its_steps_do(states):
+    images = jnp.tile(BYTES, (2, 1))
+    _, epoch = steps.train_epoch(at_step(states["dynamic"], 5), images, jnp.array([[0], [1]], jnp.int32))
+    state = at_step(states["dynamic"], 5)
+    for bce in epoch.bce:
+        state, losses = steps.train_step(state, BYTES)
+        np.testing.assert_allclose(losses.bce, bce, rtol=1e-5)
 
 
 def test_pytorch_has_the_same_rules():

@@ -90,6 +90,11 @@ class TrainConfig:
             raise InputError(f"{option} {getattr(self, name)}: expected {expected}; the default is {default}")
 
 
+def reason(error: BaseException) -> str:
+    """What a library's error says, as a short piece of a line."""
+    return " ".join((str(error) or type(error).__name__).split())[:150]
+
+
 def require_writable(option: str, path: Path) -> None:
     """Checks that a file can be created or replaced at `path`, leaving nothing behind.
 

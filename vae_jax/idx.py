@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 
-from vae_jax.config import DataError
+from vae_jax.config import DataError, reason
 
 # The parts of a set, by the beginning of their file's name.
 STEMS = {
@@ -66,8 +66,9 @@ def read(file: IO[bytes], name: str, size: int, dims: tuple[int, ...], max_bytes
                 return _read(unpacked, name, size * MAX_DEFLATE_RATIO, dims, max_bytes)
         return _read(file, name, size, dims, max_bytes)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{name}: damaged gzip file ({reason}); expected a whole one; get the file again") from None
+        raise DataError(
+            f"{name}: damaged gzip file ({reason(error)}); expected a whole one; get the file again"
+        ) from None
 
 
 def _read(file, name: str, length: int, dims: tuple[int, ...], max_bytes: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_jax.config import DataError
+from vae_jax.config import DataError, reason
 from vae_jax.idx import MAX_DEFLATE_RATIO, read_into, require_size
 
 # The names of the arrays: ours, and those of Keras' mnist.npz.
@@ -48,10 +48,9 @@ def load(path: Path, max_bytes: float) -> dict[str, np.ndarray]:
     except DataError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path}: is no sound .npz file ({reason}); expected one that numpy.savez or numpy.savez_compressed wrote;"
-            " write or get it again"
+            f"{path}: is no sound .npz file ({reason(error)}); expected one that numpy.savez or"
+            " numpy.savez_compressed wrote; write or get it again"
         ) from None
 
 
@@ -60,9 +59,9 @@ def _names(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
     for names in ({part: part for part in KEYS}, KEYS):
         if names["train_images"] in members:
             return {part: name for part, name in names.items() if name in members}
-    found = ", ".join(sorted(members)[:8])
+    found = repr(sorted(members)[:8])[:200]
     raise DataError(
-        f"{path}: holds the arrays [{found[:200]}]; expected train_images, and perhaps train_labels, test_images,"
+        f"{path}: holds the arrays {found}; expected train_images, and perhaps train_labels, test_images,"
         " test_labels (or Keras' x_train, y_train, x_test, y_test)"
     )
 
@@ -108,5 +107,6 @@ def _read_header(file, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     except (zipfile.BadZipFile, zlib.error, EOFError):
         raise
     except Exception as error:  # NumPy evaluates the header as a Python literal: a damaged one can break that anywhere
-        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
-        raise DataError(f"{name}: has no sound NumPy header ({reason}); expected an array; write it again") from None
+        raise DataError(
+            f"{name}: has no sound NumPy header ({reason(error)}); expected an array; write it again"
+        ) from None

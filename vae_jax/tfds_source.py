@@ -29,7 +29,7 @@ from tensorflow_datasets.core.download import checksums, download_manager, downl
 from tqdm import tqdm
 
 from vae_jax import idx
-from vae_jax.config import DataError
+from vae_jax.config import DataError, reason
 
 # Seconds until a connection must stand, and of silence before it counts as broken.
 TIMEOUT = (5, 30)
@@ -68,7 +68,7 @@ def find_builder(spec: str, root: Path, name: str, config: str | None, version: 
         builder: Any = builder_class(data_dir=root, config=config, version=version)
     except (AssertionError, ValueError) as error:
         configs = f"; its configurations: {', '.join(builder_class.builder_configs)}" if config else ""
-        raise DataError(f"--data {spec}: {_reason(error)}{configs}") from None
+        raise DataError(f"--data {spec}: {reason(_root_cause(error))}{configs}") from None
     if name in EXAMPLES:
         split_generators = builder._split_generators
         builder._split_generators = lambda dl_manager: split_generators(_Packed(dl_manager))
@@ -108,9 +108,13 @@ def prepare(spec: str, builder: Any) -> Path:
             f" knows; try again later; {OFFLINE}"
         ) from None
     except (requests.RequestException, tfds.download.DownloadError) as error:
-        raise DataError(f"--data {spec}: the download broke off ({_reason(error)}); try again; {OFFLINE}") from None
+        raise DataError(
+            f"--data {spec}: the download broke off ({reason(_root_cause(error))}); try again; {OFFLINE}"
+        ) from None
     except Exception as error:  # a builder can run into anything, from a full disk to a page that is gone
-        raise DataError(f"--data {spec}: TFDS could not prepare it in {root} ({_reason(error)}); {OFFLINE}") from error
+        raise DataError(
+            f"--data {spec}: TFDS could not prepare it in {root} ({reason(_root_cause(error))}); {OFFLINE}"
+        ) from error
     finally:
         for folder in _partial_downloads(downloads) - before:
             shutil.rmtree(folder, ignore_errors=True)
@@ -158,8 +162,8 @@ def read(spec: str, folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # a damaged copy can break TFDS anywhere
         raise DataError(
-            f"--data {spec}: the copy in {folder} cannot be read ({_reason(error)}); expected what TFDS prepared;"
-            " delete that folder and start again"
+            f"--data {spec}: the copy in {folder} cannot be read ({reason(_root_cause(error))}); expected what"
+            " TFDS prepared; delete that folder and start again"
         ) from error
 
 
@@ -329,7 +333,8 @@ def _require_reachable(spec: str, url: str) -> None:
     error = outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS} seconds")
     if error:
         raise DataError(
-            f"--data {spec}: {urlsplit(url).hostname} cannot be reached ({_reason(error)}), wanted {url}; {OFFLINE}"
+            f"--data {spec}: {urlsplit(url).hostname} cannot be reached ({reason(_root_cause(error))}), wanted"
+            f" {url}; {OFFLINE}"
         )
 
 
@@ -337,11 +342,7 @@ def _partial_downloads(downloads: Path) -> set[Path]:
     return set(downloads.glob("**/*.tmp.*"))
 
 
-def _reason(error: BaseException) -> str:
-    """The message of the deepest cause, as one short line."""
-    while True:
-        inner = error.__cause__ or error.__context__
-        if inner is None:
-            break
+def _root_cause(error: BaseException) -> BaseException:
+    while inner := error.__cause__ or error.__context__:
         error = inner
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+    return error
