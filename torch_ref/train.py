@@ -15,9 +15,9 @@ from tqdm import tqdm
 from torch_ref import convert
 from torch_ref.model import VAE
 from vae_jax import cli
-from vae_jax.config import TrainConfig
+from vae_jax.config import Binarize, TrainConfig
 from vae_jax.data import load
-from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,19 @@ def losses(recon: Tensor, images: Tensor, mu: Tensor, logvar: Tensor) -> tuple[T
     return bce, kld
 
 
+def to_pixels(images: np.ndarray) -> Tensor:
+    """A set of images, bytes or floats, as pixels in [0, 1] of shape [images, pixels]."""
+    tensor = torch.tensor(images.reshape(len(images), -1), dtype=torch.float32)
+    return tensor / 255 if images.dtype == np.uint8 else tensor
+
+
+def binarize(images: Tensor, rule: Binarize) -> Tensor:
+    """Pixels in [0, 1] cut at 0.5 (threshold), drawn (static, dynamic), or left as they are (none)."""
+    if rule == "threshold":
+        return (images > 0.5).float()
+    return images if rule == "none" else torch.bernoulli(images)
+
+
 def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
     """Trains on the GPU if there is one, else on the CPU, and writes config.json, metrics.jsonl and the state dict.
 
@@ -63,25 +76,27 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
       InputError: An option cannot be used; raised before anything is computed or written.
     """
     config.check()
-    dataset = load(config.data)
+    dataset = load(config.data, config.data_dir, config.max_data_gb)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train_set, test_set = (
-        TensorDataset(torch.from_numpy(images.reshape(len(images), -1)).float() / 255)
-        for images in (dataset.train_images, dataset.test_images)
-    )
+    pixels = dataset.pixels(config.binarize)
+    # Under `dynamic`, every batch is drawn anew; the test images are drawn once, so that epochs can be compared.
+    dynamic = config.binarize == "dynamic"
+    train_set = TensorDataset(binarize(to_pixels(dataset.train_images), "none" if dynamic else config.binarize))
+    test_set = TensorDataset(binarize(to_pixels(dataset.test_images), config.binarize))
     train_loader = DataLoader(train_set, config.batch_size, shuffle=True)
     test_loader = DataLoader(test_set, config.batch_size)
     model = VAE(config.hidden_dim, config.latent_dim, train_set[0][0].numel()).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
-    log = RunLog(config)
+    print(describe_losses(pixels), flush=True)
+    log = RunLog(config, dataset.image_shape, pixels)
     history = []
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
         train_bce = train_kld = 0.0
         for (images,) in tqdm(train_loader, desc=f"epoch {epoch}", leave=False, disable=None):
-            images = images.to(device)
+            images = binarize(images.to(device), "dynamic" if dynamic else "none")
             recon, mu, logvar = model(images)
             bce, kld = losses(recon, images, mu, logvar)
             loss = bce + config.beta * kld
@@ -110,6 +125,7 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
             test_bce / test,
             test_kld / test,
             seconds,
+            pixels,
         )
         history.append(metrics)
         log.add(metrics)

@@ -1,7 +1,7 @@
 from .adam import adam as adam
+from .config import DataError as DataError
 from .config import InputError as InputError
 from .config import TrainConfig as TrainConfig
-from .data import DataError as DataError
 from .data import Dataset as Dataset
 from .data import load as load
 from .model import VAE as VAE

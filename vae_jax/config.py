@@ -4,10 +4,11 @@ import dataclasses
 import importlib.util
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 # The largest finite float32: a bigger rate or weight would be infinite on the device.
 FLOAT32_MAX = 3.4028235e38
+# How grey pixels become binary ones.
 Binarize = Literal["none", "dynamic", "threshold", "static"]
 RUN_FILES = ("config.json", "metrics.jsonl")
 
@@ -19,12 +20,22 @@ class InputError(ValueError):
     """
 
 
+class DataError(InputError):
+    """An image set cannot be had or cannot be used."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Train the MNIST VAE (784-400-20-400-784) with JAX and export it as a PyTorch state dict."""
 
     data: str = "mnist"
-    """Image set: `mnist`, the one bundled with the package."""
+    """Image set: mnist (bundled), tfds:NAME[/CONFIG][:VERSION], a folder of IDX files, or a FILE.npz."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    binarize: Binarize = "none"
+    """Pixels: grey (none), or 0 and 1 drawn anew every epoch (dynamic), once (static), or cut at 0.5 (threshold)."""
+    max_data_gb: float | None = None
+    """Refuse an image set that takes more memory than this; half of the machine's by default."""
     epochs: int = 10
     """Passes over all training images."""
     batch_size: int = 128
@@ -74,6 +85,8 @@ class TrainConfig:
             raise InputError(
                 '--tensorboard: the package tensorboard is not installed; pip install "vae-jax[tensorboard]"'
             )
+        self._require("binarize", self.binarize in get_args(Binarize), f"one of {', '.join(get_args(Binarize))}")
+        self._require("max_data_gb", self.max_data_gb is None or self.max_data_gb > 0, "a number above 0")
         require_writable("--export", self.export)
         # A run's own file stands for the folder: the folder itself may be missing still.
         for name in RUN_FILES:
@@ -93,6 +106,11 @@ class TrainConfig:
             default = type(self).__dataclass_fields__[name].default
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} {getattr(self, name)}: expected {expected}; the default is {default}")
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, as a short piece of a line."""
+    return " ".join((str(error) or type(error).__name__).split())[:150]
 
 
 def require_writable(option: str, path: Path) -> None:

@@ -1,42 +1,152 @@
 """Image sets. `load` is the one way in; whatever the source, what comes out is a `Dataset`."""
 
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, Integer, UInt8
 
-from vae_jax.config import InputError
+from vae_jax import idx, npz, tfds
+from vae_jax.config import Binarize, DataError
 
 BUNDLED = Path(__file__).parent / "mnist.npz"
+# A set without a test split gives up one image in seven, as many as MNIST's 10,000 of 70,000.
+TEST_SHARE = 7
 
-
-class DataError(InputError):
-    """An image set cannot be had or cannot be used."""
+Pixels = Literal["grey", "binary"]
 
 
 class Dataset(NamedTuple):
-    """Training and test images with their labels; pixels from 0 (background) to 255."""
+    """Training and test images with their labels, where the source has any.
 
-    train_images: UInt8[np.ndarray, "train height width"]
-    train_labels: UInt8[np.ndarray, " train"]
-    test_images: UInt8[np.ndarray, "test height width"]
-    test_labels: UInt8[np.ndarray, " test"]
+    Images are bytes from 0 (background) to 255, or floats from 0 to 1; a fourth dimension, if any, holds channels.
+    """
+
+    train_images: (
+        UInt8[np.ndarray, "train height width *channels"] | Float32[np.ndarray, "train height width *channels"]
+    )
+    train_labels: Integer[np.ndarray, " train"] | None
+    test_images: UInt8[np.ndarray, "test height width *channels"] | Float32[np.ndarray, "test height width *channels"]
+    test_labels: Integer[np.ndarray, " test"] | None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """[height, width] or [height, width, channels]."""
+        return self.train_images.shape[1:]
+
+    def pixels(self, rule: Binarize) -> Pixels:
+        """What losses are on after `rule`; a set whose every pixel is black or white is binary without one."""
+        binary = rule != "none" or all(
+            bool(np.all((part == 0) | (part == (255 if part.dtype == np.uint8 else 1))))
+            # The first images answer it for nearly every grey set.
+            for part in (self.train_images[:100], self.train_images, self.test_images)
+        )
+        return "binary" if binary else "grey"
 
 
-def load(name: str = "mnist") -> Dataset:
+def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None = None) -> Dataset:
     """Loads an image set.
 
     Args:
-      name: `mnist`, the real MNIST that ships with the package (60,000 training and 10,000 test images of 28 x 28).
+      spec: One of
+        `mnist`: the real MNIST that ships with the package, 60,000 training and 10,000 test images of 28 x 28;
+        `tfds:NAME[/CONFIG][:VERSION]`: a TensorFlow Datasets set, downloaded and prepared where it is not yet;
+        a folder: the four IDX files, gzipped or not, in it, in its `MNIST/raw` or in its `raw`;
+        a file: .npz with `train_images` and perhaps `train_labels`, `test_images`, `test_labels`, or with Keras' names.
+      data_dir: TFDS's folder; by default that of the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
+      max_gb: The most gigabytes that the arrays may take; by default half of the machine's memory.
 
     Returns:
-      The images and labels, in the order of the original files.
+      The images and labels, in the order of the source. Bytes that are all 0 or 1 are black and white pixels and come
+      out as 0 and 255. A set without test images gives up one image in seven, drawn with the fixed seed 0 so that every
+      run has the same; both parts stay in order.
 
     Raises:
-      DataError: No image set has that name.
+      DataError: The set cannot be had, is damaged, empty or too large, or holds something else than images.
     """
-    if name != "mnist":
-        raise DataError(f"--data {name}: no such image set; the one there is: mnist")
-    with np.load(BUNDLED) as arrays:
-        return Dataset(**arrays)
+    max_bytes = max_gb * 1e9 if max_gb else _memory() / 2
+    try:
+        if spec == "mnist":
+            arrays, source = npz.load(BUNDLED, max_bytes), str(BUNDLED)
+        elif spec.startswith("tfds:"):
+            arrays, source = tfds.load(spec, data_dir, max_bytes), spec
+        elif Path(spec).is_dir():
+            arrays, source = idx.load(Path(spec), max_bytes), spec
+        elif Path(spec).is_file():
+            arrays, source = npz.load(Path(spec), max_bytes), spec
+        else:
+            raise DataError(
+                f"--data {spec}: no such file or folder; expected mnist, tfds:NAME[/CONFIG][:VERSION], a folder with"
+                " the four IDX files, or an .npz file"
+            )
+    except OSError as error:
+        where = error.filename or f"--data {spec}"
+        raise DataError(f"{where}: cannot be read ({error.strerror or error}); name a set that you can read") from None
+    return _dataset(arrays, source)
+
+
+def _memory() -> int:
+    """Bytes of memory that this process can use: the machine's, or less in a container."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return memory
+
+
+def _dataset(arrays: dict[str, np.ndarray], source: str) -> Dataset:
+    """Checks the arrays that a source has, and makes the one form of them."""
+    images = {part: _images(arrays[part], f"{source}: {part}") for part in arrays if part.endswith("images")}
+    for part in images:
+        _check_labels(arrays.get(part.replace("images", "labels")), len(images[part]), f"{source}: {part}")
+    train, train_labels = images["train_images"], arrays.get("train_labels")
+    if "test_images" in images:
+        test, test_labels = images["test_images"], arrays.get("test_labels")
+    else:
+        if len(train) < 2:
+            raise DataError(f"{source}: holds {len(train)} image and no test images; expected at least 2 to split")
+        is_test = _test_share(len(train))
+        train, test = train[~is_test], train[is_test]
+        test_labels = None if train_labels is None else train_labels[is_test]
+        train_labels = None if train_labels is None else train_labels[~is_test]
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise DataError(
+            f"{source}: training images are {train.dtype} of shape {list(train.shape[1:])}, test images {test.dtype} of"
+            f" {list(test.shape[1:])}; expected the same"
+        )
+    if train.dtype == np.uint8 and max(train.max(), test.max()) == 1:
+        train, test = train * np.uint8(255), test * np.uint8(255)
+    return Dataset(train, train_labels, test, test_labels)
+
+
+def _images(images: np.ndarray, name: str) -> np.ndarray:
+    if images.ndim not in (3, 4) or not images.size:
+        raise DataError(
+            f"{name}: has shape {list(images.shape)}; expected [images, height, width] or [images, height, width,"
+            " channels], none of them 0"
+        )
+    if images.dtype == np.float32:
+        low, high = images.min(), images.max()
+        if np.isnan(low):
+            raise DataError(f"{name}: holds values that are not a number (NaN); expected floats in [0, 1]")
+        if low < 0 or high > 1:
+            raise DataError(
+                f"{name}: holds floats from {low:g} to {high:g}; expected floats in [0, 1], or uint8 from 0 to 255"
+            )
+    return images[..., 0] if images.shape[3:] == (1,) else images
+
+
+def _check_labels(labels: np.ndarray | None, count: int, name: str) -> None:
+    if labels is not None and labels.shape != (count,):
+        raise DataError(
+            f"{name}: {count:,} images, but labels of shape {list(labels.shape)}; expected one an image, [{count}]"
+        )
+
+
+def _test_share(count: int) -> np.ndarray:
+    """Which of `count` images are for testing. Raw PCG64 output, unlike a permutation, is the same in every NumPy."""
+    order = np.argsort(np.random.PCG64(0).random_raw(count), kind="stable")
+    is_test = np.zeros(count, bool)
+    is_test[order[: max(1, count // TEST_SHARE)]] = True
+    return is_test

@@ -53,6 +53,8 @@ class EvaluateConfig:
     """Weights file in any known layout (.pth, .safetensors), or the workdir of a run."""
     data: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     """Image set; by default that of the run, else `mnist`."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Where TFDS keeps its sets; by default as in the run, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     binarize: Annotated[Binarize | None, tyro.conf.arg(metavar="|".join(get_args(Binarize)))] = None
     """How grey pixels are made black or white; by default as in the run, else `none`."""
     split: Literal["test", "train"] = "test"
@@ -122,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     data = config.data or trained.options.get("data", "mnist")
     rule = config.binarize or trained.options.get("binarize", "none")
     seed = trained.options.get("seed", 0) if config.seed is None else config.seed
-    dataset = load(data)
+    dataset = load(data, config.data_dir or trained.data_dir)
     images = dataset.test_images if config.split == "test" else dataset.train_images
     require_pixels(config.model, trained, data, images.shape[1:])
     if config.images is not None and config.images > len(images):
@@ -131,18 +133,18 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     import jax
     import jax.numpy as jnp
 
+    from vae_jax import steps
     from vae_jax.binarize import binarize
-    from vae_jax.model import to_pixels
 
-    params = jax.tree.map(jnp.asarray, trained.params)
-    noise_key, binarize_key = jax.random.split(jax.random.key(seed))
-    pixels = to_pixels(jnp.asarray(images[: config.images].reshape(-1, trained.pixels)))
-    pixels = binarize(pixels, rule, binarize_key)
+    key = jax.random.key(seed)
+    # The draw of the run itself: its whole set, of which the first images are then looked at.
+    pixels_key = jax.random.fold_in(key, steps.TEST_PIXELS if config.split == "test" else steps.PIXELS)
+    drawn = binarize(jnp.asarray(images.reshape(-1, trained.pixels)), rule, pixels_key)[: config.images]
     evaluation = measure(
         trained.model,
-        params,
-        pixels,
-        noise_key,
+        jax.tree.map(jnp.asarray, trained.params),
+        drawn,
+        jax.random.fold_in(key, steps.TEST_NOISE),
         importance_samples=config.importance_samples,
         batch_size=config.batch_size,
         binarize=rule,
@@ -152,6 +154,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         f" {evaluation.images:,} {config.split} images of {data}, binarize {rule}\n" + table(evaluation),
         flush=True,
     )
+    if dataset.pixels(rule) == "grey":
+        print(
+            "grey pixels: these Bernoulli figures bound a cross entropy; none is a log-likelihood of the images"
+            " (--binarize makes them black or white)"
+        )
     if trained.options.get("beta", 1) != 1:
         print(f"the run was trained with beta {trained.options['beta']}; here the loss is bce + kld")
     if config.json is not None:
@@ -256,11 +263,6 @@ def table(evaluation: Evaluation) -> str:
     lines += [
         "  " + "".join(f"{cell:12}" for cell in cells[start : start + 8]).rstrip() for start in range(0, len(cells), 8)
     ]
-    if evaluation.binarize == "none":
-        lines.append(
-            "grey pixels: these Bernoulli figures bound a cross entropy; none is a log-likelihood of the images"
-            " (--binarize makes them black or white)"
-        )
     return "\n".join(lines)
 
 

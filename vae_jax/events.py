@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from vae_jax.config import TrainConfig
+from vae_jax.data import Pixels
 from vae_jax.log import EpochMetrics
 
 
@@ -23,14 +24,14 @@ class Events:
     Scalars are named after the fields of `EpochMetrics`: `train/loss`, `test/kld` and so on, and `seconds`.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig):
+    def __init__(self, folder: Path, config: TrainConfig, pixels: Pixels):
         # What an earlier run left would be shown as a part of this one.
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self._writer = EventFileWriter(str(folder))
         options = {
             name: value if isinstance(value, int | float) else str(value)
-            for name, value in dataclasses.asdict(config).items()
+            for name, value in (dataclasses.asdict(config) | {"pixels": pixels}).items()
         }
         self._write(hparams.hparams_pb(options))
 
@@ -38,6 +39,7 @@ class Events:
         """Writes the scalars of an epoch."""
         values = dataclasses.asdict(metrics)
         epoch = values.pop("epoch")
+        del values["pixels"]  # among the hyperparameters
         scalars = [Summary.Value(tag=name.replace("_", "/"), simple_value=value) for name, value in values.items()]
         self._write(Summary(value=scalars), epoch)
 

@@ -31,6 +31,8 @@ class GenerateConfig:
     """Picture to write, or the arrays of it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     """Image set that the model was trained on; by default that of the run, else `mnist`."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Where TFDS keeps its sets; by default as in the run, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     binarize: Annotated[Binarize | None, tyro.conf.arg(metavar="|".join(get_args(Binarize)))] = None
     """How test images are made black or white; by default as in the run, else `none`."""
     draw: bool = False
@@ -109,7 +111,7 @@ def generate(config: GenerateConfig) -> Picture:
     if isinstance(config, Traverse) and config.dimensions is not None and config.dimensions > trained.latent_dim:
         raise InputError(f"--dimensions {config.dimensions}: the model has {trained.latent_dim}")
     data = config.data or trained.options.get("data", "mnist")
-    test_images = load(data).test_images
+    test_images = load(data, config.data_dir or trained.data_dir).test_images
     image_shape = test_images.shape[1:]
     require_pixels(config.model, trained, data, image_shape)
     rng = np.random.default_rng(config.seed)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vae_jax.config import RUN_FILES, TrainConfig
+from vae_jax.data import Pixels
 
 if TYPE_CHECKING:
     from vae_jax.pictures import Coder
@@ -34,23 +35,34 @@ class EpochMetrics:
     test_bce: float
     test_kld: float
     seconds: float  # of training; neither evaluation nor compilation
+    pixels: Pixels  # what the cross entropy is on: the two kinds cannot be compared
+
+
+def describe_losses(pixels: Pixels) -> str:
+    """The line that says what all losses of a run are."""
+    warning = " (no log-likelihood of binary ones)" if pixels == "grey" else ""
+    return f"losses are nats per image, a cross entropy on {pixels} pixels{warning}"
 
 
 class RunLog:
-    """Writes a run's files and prints its lines. Creating one replaces what an earlier run left in the folder."""
+    """Writes a run's files and prints its lines. Creating one replaces what an earlier run left in the folder.
 
-    def __init__(self, config: TrainConfig):
+    config.json holds the options, and what they alone do not tell: the shape of an image and the kind of its pixels.
+    """
+
+    def __init__(self, config: TrainConfig, image_shape: tuple[int, ...], pixels: Pixels):
         self._config = config
         config.workdir.mkdir(parents=True, exist_ok=True)
         for name in (*RUN_FILES, *PICTURES):
             (config.workdir / name).unlink(missing_ok=True)
-        text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
+        described = dataclasses.asdict(config) | {"image_shape": image_shape, "pixels": pixels}
+        text = json.dumps(described, indent=2, default=str)
         (config.workdir / "config.json").write_text(text + "\n")
         self._events = None
         if config.tensorboard:
             from vae_jax.events import Events
 
-            self._events = Events(config.workdir / "tensorboard", config)
+            self._events = Events(config.workdir / "tensorboard", config, pixels)
 
     def add(self, metrics: EpochMetrics) -> None:
         """Appends to metrics.jsonl and prints a line, whose parts add up to its loss in the printed digits too."""

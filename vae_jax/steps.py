@@ -14,12 +14,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.adam import adam
+from vae_jax.binarize import draw
 from vae_jax.config import TrainConfig
 from vae_jax.model import VAE, Output, to_pixels
 from vae_jax.objective import Losses, losses
 
 # What a draw is for.
-INIT, SHUFFLE, NOISE, TEST_NOISE = range(4)
+INIT, SHUFFLE, NOISE, TEST_NOISE, PIXELS, TEST_PIXELS = range(6)
 
 
 @no_type_check  # jax also builds it from placeholders: shapes, specifications, axes
@@ -33,6 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     model: VAE = flax.struct.field(pytree_node=False)
     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+    dynamic: bool = flax.struct.field(pytree_node=False, default=False)  # training draws binary pixels, every step anew
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -44,7 +46,7 @@ def create_state(config: TrainConfig, pixels: int = 784) -> TrainState:
     """The state before the first step: fresh parameters, Adam at rest.
 
     Args:
-      config: Sizes, rate, beta and seed.
+      config: Sizes, rate, beta, seed, and whether training binarizes dynamically.
       pixels: Pixels of an image.
     """
     model = VAE(config.hidden_dim, config.latent_dim, pixels)
@@ -52,7 +54,8 @@ def create_state(config: TrainConfig, pixels: int = 784) -> TrainState:
     images, eps = jnp.zeros((1, pixels)), jnp.zeros((1, config.latent_dim))
     params = jax.jit(model.init)(jax.random.fold_in(key, INIT), images, eps)["params"]
     tx = adam(config.learning_rate)
-    return TrainState(jnp.int32(0), key, jnp.float32(config.beta), params, tx.init(params), model, tx)
+    dynamic = config.binarize == "dynamic"
+    return TrainState(jnp.int32(0), key, jnp.float32(config.beta), params, tx.init(params), model, tx, dynamic)
 
 
 def split_batches(order: Int[Array, " images"], batch_size: int) -> Int[Array, "steps batch"]:
@@ -86,6 +89,8 @@ def _batch_losses(state: TrainState, params, images, eps, valid) -> Losses:
 
 def _train_step(state: TrainState, images, valid) -> tuple[TrainState, Losses]:
     eps = draw_eps(state.key, state.step, (len(images), state.model.latent_dim), state.dtype)
+    if state.dynamic:
+        images = draw(images, jax.random.fold_in(jax.random.fold_in(state.key, PIXELS), state.step))
 
     def objective(params):
         # The SUM over the batch, as in the PyTorch model: with Adam's eps, its mean would train differently.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vae_jax import cli
 from vae_jax.config import TrainConfig
 from vae_jax.data import load
-from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses
 from vae_jax.trained import Trained
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
       NonFiniteLossError: The loss of an epoch is not finite; nothing is exported.
     """
     config.check()
-    dataset = load(config.data)
+    dataset = load(config.data, config.data_dir, config.max_data_gb)
 
     import jax
     import jax.numpy as jnp
 
     from vae_jax import steps
+    from vae_jax.binarize import binarize
     from vae_jax.model import to_pixels
 
     train_images, test_images = (
@@ -55,11 +56,17 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     count = len(train_images)
     batch_size = min(config.batch_size, count)
     state = steps.create_state(config, train_images.shape[1])
+    # Under `dynamic`, training draws for itself; the test images are drawn once, so that epochs can be compared.
+    train_rule = "none" if state.dynamic else config.binarize
+    train_images = binarize(train_images, train_rule, jax.random.fold_in(state.key, steps.PIXELS))
+    test_images = binarize(test_images, config.binarize, jax.random.fold_in(state.key, steps.TEST_PIXELS))
+    pixels = dataset.pixels(config.binarize)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
-        f"{config.data}: {count:,} training and {len(test_images):,} test images; {parameters:,} parameters;"
+        f"{config.data}: {count:,} training and {len(test_images):,} test images"
+        f" of {' x '.join(map(str, dataset.image_shape))}; {parameters:,} parameters;"
         f" {jax.devices()[0].device_kind}"
-        "\nlosses are nats per image, a cross entropy on grey pixels (no log-likelihood of binary ones)",
+        f"\n{describe_losses(pixels)}",
         flush=True,
     )
 
@@ -74,7 +81,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
         for length in {len(stretch) for stretch in stretches}
     }
 
-    log = RunLog(config)
+    log = RunLog(config, dataset.image_shape, pixels)
     history = []
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
@@ -98,6 +105,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
             *_averages(train_sums, count, config.beta),
             *_averages([eval_epoch(state, test_images, test_batches)], len(test_images), config.beta),
             seconds,
+            pixels,
         )
         if not math.isfinite(metrics.train_loss + metrics.test_loss):
             raise NonFiniteLossError(
@@ -115,7 +123,11 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     from torch_ref import convert
 
     convert.save(convert.to_state_dict(jax.device_get(state.params)), config.export)
-    print(f'saved {config.export}; load it with torch.load("{config.export}", weights_only=True)', flush=True)
+    if convert.is_safetensors(config.export):
+        call = f'safetensors.torch.load_file("{config.export}")'
+    else:
+        call = f'torch.load("{config.export}", weights_only=True)'
+    print(f"saved {config.export}; load it with {call}", flush=True)
     return state, history
 
 

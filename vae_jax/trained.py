@@ -25,6 +25,11 @@ class Trained(NamedTuple):
     options: dict[str, Any]  # of the run's config.json; none where the model came from a file
 
     @property
+    def data_dir(self) -> Path | None:
+        """Where the run found its TFDS sets, if it named a folder."""
+        return Path(self.options["data_dir"]) if self.options.get("data_dir") else None
+
+    @property
     def model(self) -> "VAE":
         """The Flax module that takes `params`."""
         from vae_jax.model import VAE

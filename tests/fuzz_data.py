@@ -1,0 +1,209 @@
+"""Damaged image sets by the thousand: `python -m tests.fuzz_data --inputs 200000` or `--minutes 5`.
+
+Every input is a sound file with bytes changed, cut, repeated or put in, or an archive around such an array. What
+`vae_jax.load` makes of it has to be images in bounds or a `DataError` of one line, in little memory and time. The first
+one that is not is kept and named, with exit code 1.
+"""
+
+import argparse
+import gzip
+import io
+import resource
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from vae_jax.config import DataError
+from vae_jax.data import Dataset, load
+
+MAX_GB = 0.001
+MAX_SECONDS = 2.0
+MAX_GROWTH_MB = 100
+IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+# Numbers that lengths and counts go wrong at.
+NUMBERS = [0, 1, 2, 3, 4, 8, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1]
+
+
+def sound_idx(rng: np.random.Generator) -> dict[str, bytes]:
+    """Four files of a small set."""
+    shape = rng.integers(1, 6, 2)
+    files = {}
+    for name in IDX_NAMES:
+        count = 7 if name.startswith("train") else 3
+        array = rng.integers(0, 256, (count, *shape) if "images" in name else count, np.uint8)
+        files[name] = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+    return files
+
+
+def sound_arrays(rng: np.random.Generator) -> dict[str, bytes]:
+    """The .npy files of a small archive."""
+    shape = tuple(rng.integers(1, 5, rng.choice([2, 2, 2, 3])))
+    dtype = rng.choice(["uint8", "uint8", "float32", "float64", "float16", "bool", ">f4", "int64", "object", "U3"])
+    arrays: dict[str, np.ndarray] = {}
+    for part, count in (("train", 7), ("test", 3)):
+        if part == "train" or rng.random() < 0.7:
+            images = rng.random((count, *shape)) * rng.choice([1, 255])
+            arrays[f"{part}_images"] = (images if rng.random() < 0.8 else images.T).astype(dtype)
+        if rng.random() < 0.7:
+            arrays[f"{part}_labels"] = rng.integers(0, 10, count).astype(
+                rng.choice(["uint8", "int64", ">i4", "float32"])
+            )
+    if rng.random() < 0.3:
+        names = {"train_images": "x_train", "test_images": "x_test", "train_labels": "y_train", "test_labels": "y_test"}
+        arrays = {names[name]: array for name, array in arrays.items()}
+    files = {}
+    for name, array in arrays.items():
+        file = io.BytesIO()
+        np.lib.format.write_array(file, array)
+        files[f"{name}.npy"] = file.getvalue()
+    return files
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """The same with one to four places changed."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        # Headers are where it counts.
+        place = int(rng.integers(0, min(len(data), rng.choice([16, 128, 1 << 20])) + 1))
+        end = place + int(rng.integers(1, 9))
+        match rng.integers(0, 8):
+            case 0:
+                data[place : place + 1] = rng.bytes(1)
+            case 1:
+                data[place:end] = rng.bytes(end - place)
+            case 2:
+                del data[place:]
+            case 3:
+                del data[place:end]
+            case 4:
+                data[place:place] = rng.bytes(end - place)
+            case 5:
+                data[place:place] = data[place:end]
+            case 6:
+                size = int(rng.choice([1, 2, 4, 8]))
+                number = int(rng.choice(NUMBERS)) % (1 << 8 * size)
+                data[place : place + size] = number.to_bytes(size, "big" if rng.random() < 0.5 else "little")
+            case 7:
+                # Digits of a text header.
+                digits = [index for index, byte in enumerate(data[:128]) if 48 <= byte < 58]
+                if digits:
+                    data[int(rng.choice(digits))] = int(rng.choice(list(b"0123456789-(,")))
+    return bytes(data)
+
+
+def archive(files: dict[str, bytes], rng: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if rng.random() < 0.5 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(file, "w", method) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return file.getvalue()
+
+
+def write_input(folder: Path, rng: np.random.Generator) -> str:
+    """Writes one damaged set into an empty folder.
+
+    Returns:
+      What to give to `load`.
+    """
+    if rng.random() < 0.5:
+        files = sound_idx(rng)
+        victim = str(rng.choice(IDX_NAMES))
+        for name, content in files.items():
+            path = folder / name
+            if rng.random() < 0.3:
+                path, inner = folder / f"{name}.gz", damaged(content, rng) if name == victim else content
+                packed = gzip.compress(inner, 1)
+                # The damage is in the archive, or in what a sound archive holds.
+                content = damaged(gzip.compress(content, 1), rng) if name == victim and rng.random() < 0.5 else packed
+            elif name == victim:
+                content = damaged(content, rng)
+            path.write_bytes(content)
+        return str(folder)
+    files = sound_arrays(rng)
+    if rng.random() < 0.5:
+        victim = str(rng.choice(list(files)))
+        files[victim] = damaged(files[victim], rng)
+        content = archive(files, rng)
+    else:
+        content = damaged(archive(files, rng), rng)
+    (folder / "set.npz").write_bytes(content)
+    return str(folder / "set.npz")
+
+
+def check(spec: str) -> str:
+    """Loads a set.
+
+    Returns:
+      `arrays`, or `refused`.
+
+    Raises:
+      AssertionError: What came out is neither images in bounds nor a `DataError` of one line.
+    """
+    try:
+        dataset = load(spec, max_gb=MAX_GB)
+    except DataError as error:
+        assert len(str(error)) < 1000 and "\n" not in str(error), f"a long message: {error}"
+        return "refused"
+    check_dataset(dataset)
+    return "arrays"
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Raises AssertionError where a data set is not what `Dataset` promises."""
+    for images, labels in (dataset[:2], dataset[2:]):
+        assert images.ndim in (3, 4) and images.size, images.shape
+        assert images.dtype == np.uint8 or (images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1)
+        assert labels is None or labels.shape == (len(images),)
+    assert dataset.train_images.shape[1:] == dataset.test_images.shape[1:]
+    assert dataset.train_images.dtype == dataset.test_images.dtype
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=200_000)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    start = time.monotonic()
+    outcomes = Counter()
+    slowest = 0.0
+    base = None
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent)
+        for number in range(options.inputs):
+            if time.monotonic() - start > 60 * options.minutes:
+                break
+            for path in folder.iterdir():
+                path.unlink()
+            spec = write_input(folder, np.random.default_rng([options.seed, number]))
+            began = time.perf_counter()
+            try:
+                outcomes[check(spec)] += 1
+            except Exception as error:
+                kept = Path(tempfile.mkdtemp(prefix="fuzz-"))
+                for path in folder.iterdir():
+                    path.rename(kept / path.name)
+                print(f"input {number} of seed {options.seed}, kept in {kept}: {error!r}")
+                sys.exit(1)
+            seconds = time.perf_counter() - began
+            slowest = max(slowest, seconds)
+            # Kilobytes at the peak; after a thousand inputs, every library has what it keeps.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            base = peak if number == 1000 else base
+            if seconds > MAX_SECONDS or (base and peak - base > MAX_GROWTH_MB * 1000):
+                print(f"input {number} of seed {options.seed}: {seconds:.1f} s, memory peak {peak / 1000:.0f} MB")
+                sys.exit(1)
+    print(
+        f"{sum(outcomes.values()):,} inputs in {time.monotonic() - start:.0f} s: {outcomes['refused']:,} refused with a"
+        f" DataError, {outcomes['arrays']:,} arrays; slowest {slowest:.2f} s, memory peak {peak / 1000:.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()
