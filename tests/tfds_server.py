@@ -59,7 +59,7 @@ def amat_files(dataset: Dataset) -> dict[str, bytes]:
     }
     return {
         f"binarized_mnist_{part}.amat": "".join(
-            " ".join("01"[pixel > 127] for pixel in image.ravel()) + "\n" for image in images
+            " ".join("01"[int(pixel > 127)] for pixel in image.ravel()) + "\n" for image in images
         ).encode()
         for part, images in parts.items()
     }
@@ -90,7 +90,7 @@ class Server:
                 else:
                     send(self, content)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
