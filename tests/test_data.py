@@ -1,8 +1,25 @@
+"""Every source but TFDS: what is read, what is refused, and that nothing else ever happens."""
+
+import gzip
 import hashlib
+import io
+import os
+import sys
+import tempfile
+import tracemalloc
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from vae_jax import DataError, load
+from tests.fuzz_data import IDX_NAMES, check, check_dataset, damaged, sound_arrays, sound_idx
+from tests.tfds_server import idx_bytes, idx_files
+from vae_jax import DataError, cli, load, train
+from vae_jax.config import TrainConfig
 
 SHA256 = {
     "train_images": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
@@ -10,6 +27,30 @@ SHA256 = {
     "test_images": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
     "test_labels": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
 }
+TRAIN = np.arange(1, 7 * 4 * 5 + 1, dtype=np.uint8).reshape(7, 4, 5)
+TEST = TRAIN[:3] + 100
+LABELS = np.arange(7, dtype=np.uint8)
+SMALL = {"train_images": TRAIN, "train_labels": LABELS, "test_images": TEST, "test_labels": LABELS[:3]}
+
+
+def write_idx(folder: Path, **changed: np.ndarray | bytes) -> Path:
+    """A folder of four files; `changed` ones hold other arrays, or other bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (part, array) in zip(IDX_NAMES, SMALL.items(), strict=True):
+        content = changed.get(part, array)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else idx_bytes(content))
+    return folder
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez_compressed(path, **(arrays or SMALL))  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def assert_small(dataset) -> None:
+    for found, expected in zip(dataset, SMALL.values(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
 
 
 def test_the_bundled_set_is_the_real_mnist(mnist):
@@ -22,6 +63,345 @@ def test_the_bundled_set_is_the_real_mnist(mnist):
         assert hashlib.sha256(array.tobytes()).hexdigest() == SHA256[name], name
 
 
-def test_unknown_name():
-    with pytest.raises(DataError, match="--data fashion: no such image set; the one there is: mnist"):
-        load("fashion")
+@pytest.mark.parametrize("place", [".", "raw", "MNIST/raw"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_folder(tmp_path, place, zipped):
+    folder = write_idx(tmp_path / place)
+    if zipped:
+        for path in list(folder.iterdir()):
+            Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    assert_small(load(str(tmp_path)))
+
+
+def test_idx_names_with_a_dot(tmp_path):
+    for path in list(write_idx(tmp_path).iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert_small(load(str(tmp_path)))
+
+
+def test_idx_with_channels_and_the_unpacked_file_first(tmp_path):
+    colour = np.arange(7 * 2 * 3 * 3, dtype=np.uint8).reshape(7, 2, 3, 3)
+    write_idx(tmp_path, train_images=colour, test_images=colour[:3])
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"never looked at")
+    dataset = load(str(tmp_path))
+    np.testing.assert_array_equal(dataset.train_images, colour)
+    assert dataset.image_shape == (2, 3, 3)
+
+
+def test_the_four_original_files_train(tmp_path, mnist):
+    """The whole of MNIST as its four gzipped files, by way of the command's own function."""
+    for name, content in idx_files(mnist).items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content, 1))
+    dataset = load(str(tmp_path))
+    for found, expected in zip(dataset, mnist, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_other_sizes_and_floats_train(tmp_path):
+    """The model takes the size of the images, and the run's files tell it and the kind of pixels."""
+    path = write_npz(tmp_path / "set.npz", train_images=TRAIN.astype(np.float64) / 255)
+    config = TrainConfig(
+        data=str(path), epochs=1, hidden_dim=4, workdir=tmp_path / "run", export=tmp_path / "vae.pth", binarize="static"
+    )
+    state, history = train.fit(config)
+    assert state.model.pixels == 20
+    assert np.isfinite(history[0].test_loss)
+    assert history[0].pixels == "binary"
+    assert '"pixels": "binary"' in (tmp_path / "run" / "metrics.jsonl").read_text()
+    text = (tmp_path / "run" / "config.json").read_text()
+    assert '"image_shape": [\n    4,\n    5\n  ]' in text and '"pixels": "binary"' in text
+
+
+def test_npz_with_our_names(tmp_path):
+    assert_small(load(str(write_npz(tmp_path / "set.npz"))))
+
+
+def test_npz_with_keras_names(tmp_path):
+    path = write_npz(tmp_path / "set.npz", x_train=TRAIN, y_train=LABELS, x_test=TEST, y_test=LABELS[:3])
+    assert_small(load(str(path)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npz_of_floats(tmp_path, dtype, order):
+    images = np.asarray(TRAIN / 255, dtype, order=order)
+    dataset = load(str(write_npz(tmp_path / "set.npz", train_images=images, test_images=images)))
+    assert dataset.train_images.dtype == np.float32 and dataset.train_labels is None
+    np.testing.assert_array_equal(dataset.test_images, images.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "float32"])
+def test_binary_sets_are_black_and_white(tmp_path, dtype):
+    on = TRAIN % 3 == 0
+    dataset = load(str(write_npz(tmp_path / "set.npz", train_images=on.astype(dtype), test_images=on.astype(dtype))))
+    np.testing.assert_array_equal(dataset.train_images, on * (1 if dtype == "float32" else 255))
+    assert dataset.pixels("none") == "binary"
+
+
+def test_one_channel_is_none(tmp_path):
+    dataset = load(str(write_npz(tmp_path / "set.npz", train_images=TRAIN[..., None], test_images=TEST[..., None])))
+    assert dataset.image_shape == (4, 5)
+    assert dataset.pixels("none") == "grey" and dataset.pixels("dynamic") == "binary"
+
+
+def test_a_set_without_test_images_gives_up_a_seventh(tmp_path):
+    images = np.arange(700, dtype=np.uint16).view(np.uint8).reshape(700, 1, 2)  # each says its number
+    labels = np.arange(700, dtype=np.int32)
+    path = str(write_npz(tmp_path / "set.npz", train_images=images, train_labels=labels))
+    first, second = load(path), load(path)
+    assert len(first.test_images) == 100 and len(first.train_images) == 600
+    np.testing.assert_array_equal(first.test_images, second.test_images)
+    assert first.train_labels is not None and first.test_labels is not None
+    np.testing.assert_array_equal(first.test_images, images[first.test_labels])
+    np.testing.assert_array_equal(first.train_images, images[first.train_labels])
+    assert (np.diff(first.test_labels) > 0).all() and (np.diff(first.train_labels) > 0).all()
+    # The rule is for good: a change would make old and new test losses differ.
+    assert first.test_labels[:8].tolist() == [2, 3, 11, 13, 20, 21, 32, 48]
+
+
+PACKED = gzip.compress(idx_bytes(TRAIN))
+REFUSED_IDX = {
+    "magic number": ({"train_images": b"\0\0\x0d\3" + bytes(12)}, "begins with 0x00000d03; expected the magic number"),
+    "labels for images": ({"train_images": LABELS}, "begins with 0x00000801; expected .* 0x00000803 .3 dimensions"),
+    "images for labels": ({"test_labels": TEST}, "begins with 0x00000803; expected .* 0x00000801"),
+    "gzipped twice": ({"train_images": gzip.compress(PACKED)}, "begins with 0x1f8b0800.*unpacked only once"),
+    "nothing": ({"train_images": b""}, "ends within its header"),
+    "half a header": ({"train_images": idx_bytes(TRAIN)[:10]}, "ends within its header"),
+    "too short": (
+        {"train_images": idx_bytes(TRAIN)[:-1]},
+        r"\[7, 4, 5\], 140 bytes.* more than the file can hold|ends",
+    ),
+    "too long": ({"test_labels": idx_bytes(LABELS[:3]) + b"\0"}, "goes on after the 3 bytes"),
+    "no images": ({"train_images": TRAIN[:0]}, r"is empty \(shape \[0, 4, 5\]\)"),
+    "no pixels": ({"train_images": TRAIN[:, :0]}, r"is empty \(shape \[7, 0, 5\]\)"),
+    "gzip cut": ({"train_images": PACKED[:-10]}, "damaged gzip file"),
+    "gzip flipped": ({"train_images": PACKED[:-6] + b"\0" + PACKED[-5:]}, "damaged gzip file"),
+    "gzip of too little": ({"train_images": gzip.compress(idx_bytes(TRAIN)[:-1])}, "ends after 139 bytes"),
+    "gzip of too much": ({"train_images": gzip.compress(idx_bytes(TRAIN) + b"\0")}, "goes on after the 140 bytes"),
+    "labels too few": ({"train_labels": LABELS[:6]}, r"7 images, but labels of shape \[6\]"),
+    "other test size": ({"test_images": TEST[:, :3]}, r"of shape \[4, 5\], test images uint8 of \[3, 5\]"),
+    "bomb": ({"train_images": b"\0\0\x08\3" + b"\0\1\0\0" * 3}, "281,475.0 GB; expected at most"),
+    "lie": ({"train_images": gzip.compress(b"\0\0\x08\3" + b"\0\0\1\0" * 3)}, "more than the file can hold"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED_IDX.values(), ids=REFUSED_IDX)
+def test_damaged_idx_folders_are_refused(tmp_path, changed, message):
+    folder = write_idx(tmp_path / "set", **changed)
+    with pytest.raises(DataError, match=message) as refusal:
+        load(str(folder))
+    assert_one_line_about(refusal.value, folder)
+
+
+@pytest.mark.parametrize("name", IDX_NAMES)
+@pytest.mark.parametrize("damage", ["cut", "missing", "magic"])
+def test_any_one_damaged_file_is_refused_by_the_command(tmp_path, monkeypatch, capsys, name, damage):
+    folder = write_idx(tmp_path / "set")
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage != "missing":
+        (folder / name).write_bytes(content[:-1] if damage == "cut" else b"\1" + content[1:])
+    error = refuse(monkeypatch, capsys, tmp_path, str(folder))
+    assert name.split("-idx")[0] in error
+
+
+def refuse(monkeypatch, capsys, tmp_path: Path, spec: str, *more: str) -> str:
+    """Runs the command, which has to refuse with one line and code 2 and to write nothing."""
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["train", "--data", spec, "--workdir", f"{tmp_path}/run", "--export", f"{tmp_path}/vae.pth", *more]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.fit, TrainConfig, "train")
+    assert stop.value.code == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def assert_one_line_about(error: DataError, path: Path) -> None:
+    assert str(path) in str(error) and "\n" not in str(error)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def npy_header(shape: str, descr: str = "'|u1'") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text
+
+
+class Bomb:
+    """Unpickling it would end the tests."""
+
+    def __reduce__(self):
+        return os._exit, (13,)
+
+
+REFUSED_NPY = {
+    "objects": (npy(np.array([[[Bomb()]]], object)), "has type object; expected uint8, or floats"),
+    "64-bit": (npy(TRAIN.astype(np.int64)), "has type int64; expected uint8, or floats"),
+    "text": (npy(TRAIN.astype(str)), "has type <U3; expected uint8"),
+    "complex": (npy(TRAIN.astype(complex)), "has type complex128"),
+    "records": (npy(TRAIN.view([("r", "u1")])), "expected uint8"),
+    "flat": (npy(TRAIN.reshape(7, 20)), r"has shape \[7, 20\]; expected \[images, height, width\]"),
+    "empty": (npy(TRAIN[:0]), r"is empty \(shape \[0, 4, 5\]\)"),
+    "one image": (npy(TRAIN[:1]), "holds 1 image and no test images; expected at least 2"),
+    "NaN": (npy(np.where(TRAIN == 9, np.nan, 0.5)), r"not a number \(NaN\); expected floats in \[0, 1\]"),
+    "infinite": (npy(np.where(TRAIN == 9, np.inf, 0.5)), r"holds floats from 0.5 to inf; expected floats in \[0, 1\]"),
+    "negative": (npy(TRAIN - 1.5), r"holds floats from -0.5 to 138.5; expected floats in \[0, 1\], or uint8"),
+    "too large for float32": (npy(TRAIN * 1e300), "to inf; expected"),
+    "bomb": (npy_header("(1000000, 1000, 1000)"), r"1,000.0 GB; expected at most"),
+    "shape beyond all": (npy_header(f"({10**60}, 2, 2)"), "expected at most"),
+    "lie": (npy_header("(100, 1000, 1000)"), "more than the file can hold"),
+    "negative shape": (npy_header("(-7, -4, 5)"), "sound|shape"),
+    "cut": (npy(TRAIN)[:-1], "ends after 139 bytes"),
+    "long": (npy(TRAIN) + b"\0", "goes on after the 140 bytes"),
+    "no array": (b"nothing at all", "no sound NumPy header"),
+    "nested": (npy_header("(" * 5000), "no sound NumPy header"),
+    "call": (npy_header("(7, 4, 5)", "__import__('os')._exit(13)"), "no sound NumPy header"),
+    "version 9": (b"\x93NUMPY\x09\0" + npy(TRAIN)[8:], "no sound NumPy header"),
+}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+@pytest.mark.parametrize(("content", "message"), REFUSED_NPY.values(), ids=REFUSED_NPY)
+def test_bad_arrays_are_refused(tmp_path, content, message, method):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("train_images.npy", content)
+    with pytest.raises(DataError, match=message) as refusal:
+        load(str(path))
+    assert_one_line_about(refusal.value, path)
+
+
+def test_bad_archives_are_refused(tmp_path):
+    path = write_npz(tmp_path / "set.npz")
+    sound = path.read_bytes()
+    for content, message in [
+        (b"", "no sound .npz file"),
+        (b"text", "no sound .npz file"),
+        (npy(TRAIN), "no sound .npz file"),
+        (sound[:-30], "no sound .npz file"),
+        (sound.replace(TRAIN.tobytes()[:1], b"\xff"), "no sound .npz file|damaged"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            load(str(path))
+    write_npz(path, a=TRAIN, b=TEST)
+    with pytest.raises(DataError, match=r"holds the arrays \['a', 'b'\]; expected train_images"):
+        load(str(path))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("train_images.npy", npy(TRAIN))
+    with pytest.raises(DataError, match="packed by method 14; expected"):
+        load(str(path))
+
+
+def test_labels_have_to_fit(tmp_path):
+    path = tmp_path / "set.npz"
+    for labels, message in [
+        (LABELS[:6], r"7 images, but labels of shape \[6\]; expected one an image, \[7\]"),
+        (LABELS[:, None], r"labels of shape \[7, 1\]"),
+        (LABELS / 2, "train_labels: has type float64; expected whole numbers"),
+    ]:
+        write_npz(path, train_images=TRAIN, train_labels=labels)
+        with pytest.raises(DataError, match=message):
+            load(str(path))
+
+
+def test_an_npz_bomb_takes_no_memory(tmp_path):
+    """Ten kilobytes that unpack to 10 MB, a limit of 1 MB: refused without ever holding them."""
+    path = write_npz(tmp_path / "set.npz", train_images=np.zeros((10, 1000, 1000), np.uint8))
+    load(str(path))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"0\.0 GB; expected at most 0\.0 GB; .* raise --max-data-gb"):
+        load(str(path), max_gb=0.001)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_the_command_refuses_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npz").write_text("text")
+    write_npz(tmp_path / "set.npz")
+    for spec, message, *more in [
+        ("fashion", "--data fashion: no such file or folder; expected mnist, tfds:NAME"),
+        (f"{tmp_path}/empty", "holds no IDX files; expected train-images-idx3-ubyte"),
+        (f"{tmp_path}/text.npz", "text.npz: is no sound .npz file"),
+        (f"{tmp_path}/set.npz", "expected at most 0.0 GB", "--max-data-gb", "1e-9"),
+        (f"{tmp_path}/set.npz", "--max-data-gb 0.0: expected a number above 0", "--max-data-gb", "0"),
+        (f"{tmp_path}/{'x' * 300}", "File name too long"),
+        ("/dev/null", "no such file or folder"),
+    ]:
+        assert message in refuse(monkeypatch, capsys, tmp_path, spec, *more)
+
+
+@settings(deadline=2000, max_examples=60)
+@given(st.data())
+def test_any_idx_bytes_are_arrays_or_refused(data):
+    """For one of the four files: any bytes, any header, or a sound file damaged."""
+    files = sound_idx(np.random.default_rng(data.draw(st.integers(0, 99))))
+    name = data.draw(st.sampled_from(IDX_NAMES))
+    header = st.builds(
+        lambda ndim, dims: b"\0\0\x08" + bytes([ndim]) + b"".join(dim.to_bytes(4, "big") for dim in dims),
+        st.integers(0, 255),
+        st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 7), max_size=5),
+    )
+    seeds = st.integers(0, 2**32).map(np.random.default_rng)
+    any_bytes = st.one_of(
+        st.binary(max_size=100),
+        st.builds(bytes.__add__, header, st.binary(max_size=100)),
+        st.builds(damaged, st.just(files[name]), seeds),
+    )
+    packed = st.one_of(
+        st.builds(gzip.compress, any_bytes),
+        st.builds(damaged, st.just(gzip.compress(files[name])), seeds),
+        st.builds(bytes.__add__, st.just(b"\x1f\x8b"), st.binary(max_size=100)),
+    )
+    files[name] = data.draw(st.one_of(any_bytes, packed))
+    with tempfile.TemporaryDirectory() as folder:
+        for path, content in files.items():
+            (Path(folder) / path).write_bytes(content)
+        check(folder)
+
+
+@settings(deadline=2000, max_examples=60)
+@given(st.data())
+def test_any_archive_bytes_are_arrays_or_refused(data):
+    """Any bytes, an archive around any array or a damaged one, or a damaged archive."""
+    files = sound_arrays(np.random.default_rng(data.draw(st.integers(0, 99))))
+    seeds = st.integers(0, 2**32).map(np.random.default_rng)
+    arrays = hnp.arrays(
+        hnp.scalar_dtypes() | hnp.array_dtypes(), hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=3)
+    )
+    member = st.one_of(st.binary(max_size=200), arrays.map(npy), st.builds(damaged, st.just(npy(TRAIN)), seeds))
+    files["train_images.npy"] = data.draw(st.just(files.get("train_images.npy", b"")) | member)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    content = data.draw(
+        st.one_of(
+            st.binary(max_size=100), st.just(packed.getvalue()), st.builds(damaged, st.just(packed.getvalue()), seeds)
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "set.npz"
+        path.write_bytes(content)
+        check(str(path))
+
+
+@settings(deadline=2000, max_examples=30)
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=4, min_side=1, max_side=4)))
+def test_every_sound_array_comes_back(images):
+    images = np.concatenate([images, images])  # two at least
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_npz(Path(folder) / "set.npz", train_images=images, test_images=images)
+        dataset = load(str(path))
+        check_dataset(dataset)
+        expected = images * np.uint8(255 if images.max() == 1 else 1)
+        np.testing.assert_array_equal(dataset.train_images.ravel(), expected.ravel())

@@ -15,7 +15,7 @@ from torch_ref.model import VAE as TorchVAE
 from torch_ref.train import losses as torch_losses
 from vae_jax import TrainConfig, fit, train
 
-KEYS = ["epoch", "train_loss", "train_bce", "train_kld", "test_loss", "test_bce", "test_kld", "seconds"]
+KEYS = ["epoch", "train_loss", "train_bce", "train_kld", "test_loss", "test_bce", "test_kld", "seconds", "pixels"]
 
 
 def small(folder: Path, **options) -> TrainConfig:
@@ -64,6 +64,7 @@ def test_what_a_run_leaves_behind(command):
     assert config == {
         "data": "mnist", "epochs": 2, "batch_size": 128, "learning_rate": 0.001, "hidden_dim": 64, "latent_dim": 5,
         "beta": 1.0, "seed": 0, "workdir": "run", "export": "out/vae.pth", "overwrite": False,
+        "data_dir": None, "binarize": "none", "max_data_gb": None, "image_shape": [28, 28], "pixels": "grey",
     }  # fmt: skip
     metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     for number, epoch in enumerate(metrics, 1):

@@ -59,7 +59,7 @@ def amat_files(dataset: Dataset) -> dict[str, bytes]:
     }
     return {
         f"binarized_mnist_{part}.amat": "".join(
-            " ".join("01"[pixel > 127] for pixel in image.ravel()) + "\n" for image in images
+            " ".join("01"[int(pixel > 127)] for pixel in image.ravel()) + "\n" for image in images
         ).encode()
         for part, images in parts.items()
     }
@@ -90,7 +90,7 @@ class Server:
                 else:
                     send(self, content)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -114,20 +114,27 @@ def send(request: BaseHTTPRequestHandler, content: bytes, length: int | None = N
 
 
 @contextlib.contextmanager
-def served(files: dict[str, bytes]) -> Iterator[Server]:
-    """TFDS's URLs of the MNIST family lead to a server with `files`, whose checksums are the right ones."""
-    with Server(files) as server, contextlib.ExitStack() as patches:
+def redirected(url: str, files: dict[str, bytes]) -> Iterator[None]:
+    """TFDS's URLs of the MNIST family lead to `url`, and the checksums that it knows are those of `files`."""
+    with contextlib.ExitStack() as patches:
         infos = {
-            server.url + name: checksums.UrlInfo(
+            url + name: checksums.UrlInfo(
                 size=Size(len(content)), checksum=hashlib.sha256(content).hexdigest(), filename=name
             )
             for name, content in files.items()
         }
         patches.enter_context(mock.patch.object(checksums, "get_all_url_infos", lambda: dict(infos)))
         for builder in MNIST_FAMILY:
-            patches.enter_context(mock.patch.object(builder, "URL", server.url))
-        patches.enter_context(mock.patch.object(mnist.EMNIST, "URL", server.url + "gzip.zip"))
-        patches.enter_context(mock.patch.object(binarized_mnist, "_URL", server.url))
+            patches.enter_context(mock.patch.object(builder, "URL", url))
+        patches.enter_context(mock.patch.object(mnist.EMNIST, "URL", url + "gzip.zip"))
+        patches.enter_context(mock.patch.object(binarized_mnist, "_URL", url))
+        yield
+
+
+@contextlib.contextmanager
+def served(files: dict[str, bytes]) -> Iterator[Server]:
+    """TFDS's URLs of the MNIST family lead to a server with `files`."""
+    with Server(files) as server, redirected(server.url, files):
         yield server
 
 

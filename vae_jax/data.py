@@ -1,6 +1,7 @@
 """Image sets. `load` is the one way in; whatever the source, what comes out is a `Dataset`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -65,7 +66,7 @@ def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None
     Raises:
       DataError: The set cannot be had, is damaged, empty or too large, or holds something else than images.
     """
-    max_bytes = max_gb * 1e9 if max_gb else _memory() / 2
+    max_bytes = int(min(max_gb * 1e9, sys.maxsize)) if max_gb else _memory() // 2
     try:
         if spec == "mnist":
             arrays, source = npz.load(BUNDLED, max_bytes), str(BUNDLED)

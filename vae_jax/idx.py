@@ -1,10 +1,11 @@
 """Folders of IDX files, the format of the original MNIST: a header of big-endian numbers, then one byte a value."""
 
 import gzip
+import io
 import math
+import sys
 import zlib
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -22,7 +23,7 @@ MAX_DEFLATE_RATIO = 1032
 CHUNK = 1 << 20
 
 
-def load(folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
+def load(folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """Reads the four IDX files, gzipped or not, in `folder`, `folder/MNIST/raw` or `folder/raw`.
 
     Args:
@@ -45,7 +46,9 @@ def load(folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read(file: IO[bytes], name: str, size: int, dims: tuple[int, ...], max_bytes: float = math.inf) -> np.ndarray:
+def read(
+    file: io.BufferedIOBase, name: str, size: int, dims: tuple[int, ...], max_bytes: int = sys.maxsize
+) -> np.ndarray:
     """Reads one IDX file of bytes, gzipped or not.
 
     Args:
@@ -71,7 +74,7 @@ def read(file: IO[bytes], name: str, size: int, dims: tuple[int, ...], max_bytes
         ) from None
 
 
-def _read(file, name: str, length: int, dims: tuple[int, ...], max_bytes: float) -> np.ndarray:
+def _read(file: io.BufferedIOBase, name: str, length: int, dims: tuple[int, ...], max_bytes: int) -> np.ndarray:
     """Reads what is left of `file` after decompression, which is at most `length` bytes."""
     expected = " or ".join(f"0x{0x800 + ndim:08x} ({ndim} dimensions of bytes)" for ndim in dims)
     magic = _read_exactly(file, 4, name)
@@ -87,7 +90,7 @@ def _read(file, name: str, length: int, dims: tuple[int, ...], max_bytes: float)
     return array
 
 
-def require_size(name: str, shape: tuple[int, ...], nbytes: int, length: float, max_bytes: float) -> None:
+def require_size(name: str, shape: tuple[int, ...], nbytes: int, length: int, max_bytes: int) -> None:
     """Checks a declared size before any memory is taken for it.
 
     Args:
@@ -114,7 +117,7 @@ def require_size(name: str, shape: tuple[int, ...], nbytes: int, length: float, 
         )
 
 
-def read_into(file, array: np.ndarray, name: str) -> None:
+def read_into(file: io.BufferedIOBase, array: np.ndarray, name: str) -> None:
     """Fills a contiguous array with the rest of a file.
 
     Raises:
@@ -138,7 +141,7 @@ def read_into(file, array: np.ndarray, name: str) -> None:
         )
 
 
-def _read_exactly(file, count: int, name: str) -> bytes:
+def _read_exactly(file: io.BufferedIOBase, count: int, name: str) -> bytes:
     found = file.read(count)
     if len(found) < count:
         raise DataError(f"{name}: ends within its header; expected an IDX file; get the file again")

@@ -1,10 +1,12 @@
 """NumPy archives from anywhere: sizes are checked before memory is taken, and nothing is ever unpickled."""
 
+import io
 import math
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -20,7 +22,7 @@ KEYS = {
 }
 
 
-def load(path: Path, max_bytes: float) -> dict[str, np.ndarray]:
+def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """Reads the arrays of an image set.
 
     Args:
@@ -67,13 +69,13 @@ def _names(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
 
 
 def _read(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, part: str, size: int, max_bytes: float
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, part: str, size: int, max_bytes: int
 ) -> np.ndarray:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(
             f"{name}: is packed by method {member.compress_type}; expected what NumPy writes: stored, or deflated"
         )
-    with archive.open(member) as file:
+    with cast(io.BufferedIOBase, archive.open(member)) as file:
         shape, fortran_order, dtype = _read_header(file, name)
         if part.endswith("images"):
             good, expected = dtype == np.uint8 or dtype.kind in "fb", "uint8, or floats in [0, 1]"
@@ -95,7 +97,7 @@ def _read(
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
-def _read_header(file, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: io.BufferedIOBase, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """The shape, whether it is in Fortran's order, and the type."""
     readers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     try:

@@ -22,7 +22,7 @@ SPEC = re.compile(r"tfds:(?P<name>[a-z]\w*)(?:/(?P<config>\w[\w.+-]*))?(?::(?P<v
 CACHE_VERSION = 1
 
 
-def load(spec: str, data_dir: Path | None, max_bytes: float) -> dict[str, np.ndarray]:
+def load(spec: str, data_dir: Path | None, max_bytes: int) -> dict[str, np.ndarray]:
     """Reads a set, preparing it first where it is not prepared, and leaves its arrays behind for the next time.
 
     A prepared copy is used as it is, the highest version where the spec names none. Splits: `train`; for testing
@@ -109,7 +109,7 @@ def _cache_path(folder: Path) -> Path:
     return folder / f"vae_jax-{CACHE_VERSION}-{digest}.npz"
 
 
-def _read_cache(folder: Path, max_bytes: float) -> dict[str, np.ndarray] | None:
+def _read_cache(folder: Path, max_bytes: int) -> dict[str, np.ndarray] | None:
     path = _cache_path(folder)
     if not path.is_file():
         return None

@@ -18,7 +18,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -125,7 +125,7 @@ def prepare(spec: str, builder: Any) -> Path:
     return target
 
 
-def read(spec: str, folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
+def read(spec: str, folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """Decodes a prepared copy, record by record.
 
     Args:
@@ -167,7 +167,7 @@ def read(spec: str, folder: Path, max_bytes: float) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _read_split(spec: str, builder: Any, split: str, part: str, max_bytes: float) -> dict[str, np.ndarray]:
+def _read_split(spec: str, builder: Any, split: str, part: str, max_bytes: int) -> dict[str, np.ndarray]:
     features = dict(builder.info.features.items())
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     key = "image" if "image" in images else images[0] if len(images) == 1 else None
@@ -181,7 +181,9 @@ def _read_split(spec: str, builder: Any, split: str, part: str, max_bytes: float
         image = example[key]
         if array is None:
             shape = (len(source), *image.shape)
-            idx.require_size(f"--data {spec}: {split}", shape, math.prod(shape) * image.itemsize, math.inf, max_bytes)
+            idx.require_size(
+                f"--data {spec}: {split}", shape, math.prod(shape) * image.itemsize, sys.maxsize, max_bytes
+            )
             array = np.empty(shape, image.dtype)
         if image.shape != array.shape[1:]:
             raise DataError(
@@ -235,7 +237,7 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
             return idx.read(file, str(path), path.stat().st_size, (dims,))
     # EMNIST's are in an archive, which the builder thinks is a folder by now.
     archive_path, member = path.parent.parent, f"{path.parent.name}/{path.name}"
-    with zipfile.ZipFile(archive_path) as archive, archive.open(member) as file:
+    with zipfile.ZipFile(archive_path) as archive, cast(io.BufferedIOBase, archive.open(member)) as file:
         return idx.read(file, str(path), archive.getinfo(member).file_size, (dims,))
 
 
