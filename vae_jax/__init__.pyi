@@ -4,6 +4,9 @@ from .config import InputError as InputError
 from .config import TrainConfig as TrainConfig
 from .data import Dataset as Dataset
 from .data import load as load
+from .estimate import importance_log_px as importance_log_px
+from .evaluate import Evaluation as Evaluation
+from .evaluate import measure as measure
 from .model import VAE as VAE
 from .model import Decoder as Decoder
 from .model import Encoder as Encoder
@@ -22,3 +25,4 @@ from .steps import split_batches as split_batches
 from .steps import train_epoch as train_epoch
 from .steps import train_step as train_step
 from .train import fit as fit
+from .trained import Trained as Trained

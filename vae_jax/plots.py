@@ -71,7 +71,7 @@ def curves(history: Sequence[EpochMetrics]) -> Figure:
     epochs = [metrics.epoch for metrics in history]
     figure = Figure(figsize=(7.6, 3.2), dpi=DPI, facecolor="white", layout="constrained")
     panels = figure.subplots(1, 3)
-    for axes, name, title in zip(panels, ("loss", "bce", "kld"), ("loss = BCE + KLD", "BCE", "KLD"), strict=True):
+    for axes, name, title in zip(panels, ("loss", "bce", "kld"), ("loss", "BCE", "KLD"), strict=True):
         for part in ("train", "test"):
             values = [getattr(metrics, f"{part}_{name}") for metrics in history]
             axes.plot(epochs, values, color=COLORS[part], label=part, linewidth=1.5, marker=".", markersize=5)
