@@ -36,7 +36,7 @@ def test_colour_and_empty_places():
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_curves(epochs, tmp_path):
-    history = [EpochMetrics(epoch, 9.0, 6.0, 3.0, 8.0, 6.0, 2.0 / epoch, 1.0) for epoch in range(1, epochs + 1)]
+    history = [EpochMetrics(epoch, 9.0, 6.0, 3.0, 8.0, 6.0, 2.0 / epoch, 1.0, "grey") for epoch in range(1, epochs + 1)]
     figure = plots.curves(history)
     lines = [axes.get_lines() for axes in figure.axes]
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "BCE", "KLD"]

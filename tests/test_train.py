@@ -58,13 +58,14 @@ def test_what_a_run_prints(command):
 def test_what_a_run_leaves_behind(command):
     folder, _ = command
     assert sorted(path.name for path in folder.rglob("*")) == [
-        "config.json", "metrics.jsonl", "out", "run", "vae.pth",
+        "config.json", "curves.png", "metrics.jsonl", "out", "reconstructions.png", "run", "samples.png", "vae.pth",
     ]  # fmt: skip
     config = json.loads((folder / "run/config.json").read_text())
     assert config == {
         "data": "mnist", "epochs": 2, "batch_size": 128, "learning_rate": 0.001, "hidden_dim": 64, "latent_dim": 5,
-        "beta": 1.0, "seed": 0, "workdir": "run", "export": "out/vae.pth", "overwrite": False,
-        "data_dir": None, "binarize": "none", "max_data_gb": None, "image_shape": [28, 28], "pixels": "grey",
+        "beta": 1.0, "seed": 0, "workdir": "run", "export": "out/vae.pth", "pictures_every": 0, "tensorboard": False,
+        "overwrite": False, "data_dir": None, "binarize": "none", "max_data_gb": None,
+        "image_shape": [28, 28], "pixels": "grey",
     }  # fmt: skip
     metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     for number, epoch in enumerate(metrics, 1):
