@@ -174,6 +174,7 @@ def main() -> None:
     outcomes = Counter()
     slowest = 0.0
     base = None
+    peak = 0
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)
         for number in range(options.inputs):
