@@ -1,6 +1,7 @@
 """Binary pixels: the rules, the probabilities, and what training makes of them."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def test_draw_is_exact_to_16_bits(scale, monkeypatch):
         )
         images = jnp.full((256, 256), value, jnp.uint8)
         images = images if scale is None else images.astype(jnp.float32) / scale
-        on = int((draw.__wrapped__(images, KEY) != 0).sum())
+        on = int((inspect.unwrap(draw)(images, KEY) != 0).sum())
         assert abs(on - 65536 * value / 255) <= 0.5
 
 

@@ -30,7 +30,12 @@ SHA256 = {
 TRAIN = np.arange(1, 7 * 4 * 5 + 1, dtype=np.uint8).reshape(7, 4, 5)
 TEST = TRAIN[:3] + 100
 LABELS = np.arange(7, dtype=np.uint8)
-SMALL = {"train_images": TRAIN, "train_labels": LABELS, "test_images": TEST, "test_labels": LABELS[:3]}
+SMALL: dict[str, np.ndarray] = {
+    "train_images": TRAIN,
+    "train_labels": LABELS,
+    "test_images": TEST,
+    "test_labels": LABELS[:3],
+}
 
 
 def write_idx(folder: Path, **changed: np.ndarray | bytes) -> Path:

@@ -90,7 +90,7 @@ class Server:
                 else:
                     send(self, content)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002
+            def log_message(self, format: str, *args: object) -> None:
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
