@@ -19,7 +19,7 @@ def few_images(monkeypatch):
     """The first images of MNIST: enough to train on for a moment."""
     few = Dataset(*(array[:600] for array in load()))
     for module in (vae_jax.train, torch_ref.train):
-        monkeypatch.setattr(module, "load", lambda _: few)
+        monkeypatch.setattr(module, "load", lambda *_: few)
 
 
 def options(tmp_path, **changes) -> dict:

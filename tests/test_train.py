@@ -47,7 +47,7 @@ def test_what_a_run_prints(command):
     assert len(lines) == 3 + len(metrics)
     for line, epoch in zip(lines[2:-1], metrics, strict=True):
         words = line.split()
-        loss, bce, kld, test_loss, seconds = (float(words[number]) for number in (4, 7, 10, 13, 14))
+        loss, bce, kld, test_loss, seconds = (float(words[number]) for number in (5, 8, 11, 14, 15))
         assert round(100 * loss) == round(100 * bce) + round(100 * kld)
         assert loss == pytest.approx(epoch["train_loss"], abs=0.0051)
         assert bce == pytest.approx(epoch["train_bce"], abs=0.0051)

@@ -1,4 +1,3 @@
-from .adam import adam as adam
 from .config import DataError as DataError
 from .config import InputError as InputError
 from .config import TrainConfig as TrainConfig
@@ -16,6 +15,7 @@ from .objective import Losses as Losses
 from .objective import bce as bce
 from .objective import kld as kld
 from .objective import losses as losses
+from .optimizer import adam as adam
 from .steps import TrainState as TrainState
 from .steps import create_state as create_state
 from .steps import draw_eps as draw_eps

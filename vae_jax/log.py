@@ -74,7 +74,7 @@ class RunLog:
         bce = round(metrics.train_bce, 2)
         weight = "" if self._config.beta == 1 else "beta * "
         print(
-            f"epoch {metrics.epoch:{len(str(self._config.epochs))}}/{self._config.epochs}"
+            f"epoch {metrics.epoch:{len(str(self._config.epochs))}}/{self._config.epochs}  {metrics.pixels}"
             f"  train loss {loss:.2f} = bce {bce:.2f} + {weight}kld {loss - bce:.2f}"
             f"  test loss {metrics.test_loss:.2f}  {metrics.seconds:.2f} s",
             flush=True,

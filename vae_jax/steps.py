@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vae_jax.adam import adam
 from vae_jax.binarize import draw
 from vae_jax.config import TrainConfig
 from vae_jax.model import VAE, Output, to_pixels
 from vae_jax.objective import Losses, losses
+from vae_jax.optimizer import adam
 
 # What a draw is for.
 INIT, SHUFFLE, NOISE, TEST_NOISE, PIXELS, TEST_PIXELS = range(6)
