@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,29 @@ def losses(recon: Tensor, images: Tensor, mu: Tensor, logvar: Tensor) -> tuple[T
     return bce, kld
 
 
+def train_epoch(
+    model: VAE, optimizer: torch.optim.Optimizer, batches: Iterable[Sequence[Tensor]], beta: float = 1.0
+) -> tuple[float, float]:
+    """One epoch as documented: an optimizer step on each batch of pixels ([batch, pixels], in [0, 1]).
+
+    Returns:
+      BCE and KLD before each step, summed over all images, in nats.
+    """
+    device = next(model.parameters()).device
+    total_bce = total_kld = 0.0
+    for (images,) in batches:
+        images = images.to(device)
+        recon, mu, logvar = model(images)
+        bce, kld = losses(recon, images, mu, logvar)
+        loss = bce + beta * kld
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total_bce += bce.item()
+        total_kld += kld.item()
+    return total_bce, total_kld
+
+
 def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
     """Trains on the GPU if there is one, else on the CPU, and writes config.json, metrics.jsonl and the state dict.
 
@@ -58,17 +82,8 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
     history = []
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
-        train_bce = train_kld = 0.0
-        for (images,) in tqdm(train_loader, desc=f"epoch {epoch}", leave=False, disable=None):
-            images = images.to(device)
-            recon, mu, logvar = model(images)
-            bce, kld = losses(recon, images, mu, logvar)
-            loss = bce + config.beta * kld
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            train_bce += bce.item()
-            train_kld += kld.item()
+        bar = tqdm(train_loader, desc=f"epoch {epoch}", leave=False, disable=None)
+        train_bce, train_kld = train_epoch(model, optimizer, bar, config.beta)
         seconds = time.perf_counter() - start
 
         test_bce = test_kld = 0.0
