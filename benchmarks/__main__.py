@@ -35,14 +35,15 @@ def benchmark(config: BenchmarkConfig) -> None:
     os.environ.pop("OPENBLAS_CORETYPE", None)
     out = config.out or (Path("runs/benchmarks-quick") if config.quick else Path(__file__).parent / "results")
     suite_start = time.perf_counter()
+    environment = report.environment()
+    gpu = environment["machine"]["device"].startswith("gpu")
     for name in config.names:
         print(f"{name}:", file=sys.stderr, flush=True)
         start = time.perf_counter()
-        environment = report.environment()
-        gpu = environment["machine"]["device"].startswith("gpu")
+        load = round(os.getloadavg()[0], 2)
         found: report.Report = importlib.import_module(f"benchmarks.{name}").run(config.quick, gpu)
         found.settings |= {"quick": config.quick, "whole benchmark s": round(time.perf_counter() - start, 1)}
-        found.environment = environment
+        found.environment = environment | {"load before": load}
         found.write(out)
         # Only now: matplotlib's threads and memory are not for the measurements.
         plot = importlib.import_module("benchmarks.plots")

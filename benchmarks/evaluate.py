@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from benchmarks.report import Check, Report, at_least
+from benchmarks.report import NOT_MEASURED, Check, Report, at_least
 from benchmarks.turns import Measured, Runner, Setting, take_turns
 
 SAMPLES = 1000
@@ -15,7 +15,7 @@ CONTENDERS = {"vae_jax.estimate": "benchmarks.evaluate:ours", "PyTorch, no gradi
 def run(quick: bool, gpu: bool) -> Report:
     """Times both on the first test images, with the same parameters."""
     del gpu
-    setting = Setting(images=20 if quick else 200)
+    setting = Setting(images=10 if quick else 50)
     measured = take_turns(CONTENDERS, setting, rounds=3 if quick else 5)
     ours, torch = measured
     return Report(
@@ -44,7 +44,7 @@ def _row(one: Measured, setting: Setting) -> dict:
 def _agree(ours: Measured, torch: Measured) -> Check:
     claim = "both estimate the same, to 0.5 nats per image"
     if not ours.returned or not torch.returned:
-        return Check(claim, "not measured", None)
+        return Check(claim, NOT_MEASURED, None)
     difference = abs(statistics.fmean(ours.returned) - statistics.fmean(torch.returned))
     return Check(claim, f"{difference:.3g} nats", difference < 0.5)
 
@@ -55,8 +55,7 @@ def ours(setting: Setting) -> Runner:
     import jax.numpy as jnp
     import numpy as np
 
-    from vae_jax import TrainConfig, create_state, load
-    from vae_jax.estimate import importance_log_px  # pyright: ignore[reportMissingImports]
+    from vae_jax import TrainConfig, create_state, estimate, load  # pyright: ignore[reportAttributeAccessIssue]
 
     state = create_state(TrainConfig())
     images = jnp.asarray(load().test_images[: setting.images].reshape(-1, 784)) / jnp.float32(255)
@@ -65,7 +64,7 @@ def ours(setting: Setting) -> Runner:
     def run() -> float:
         nonlocal number
         number += 1
-        estimates = importance_log_px(
+        estimates = estimate.importance_log_px(
             state.model, state.params, images, jnp.arange(len(images)), jax.random.key(number), SAMPLES, BATCH
         )
         return float(np.asarray(estimates, np.float64).mean())

@@ -82,7 +82,7 @@ def torch_products(setting: Setting) -> Runner:
     return Runner(lambda: {product.name: timed(product) for product in products(setting)})
 
 
-def _shapes(product: Product) -> tuple[tuple[int, int], tuple[int, int]]:
+def _shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How the operands lie in memory."""
     left, right = (product.rows, product.inner), (product.inner, product.columns)
     return left[::-1] if product.left_transposed else left, right[::-1] if product.right_transposed else right

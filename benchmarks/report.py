@@ -95,7 +95,7 @@ def _cell(value: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """The machine, the versions and the date; the load shows whether others were at work on it."""
+    """The machine, the versions and the date."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": {
@@ -104,7 +104,6 @@ def environment() -> dict[str, Any]:
             "memory": _line("/proc/meminfo", "MemTotal"),
             "system": platform.platform(),
             "device": isolated("benchmarks.report:device"),
-            "load before": round(os.getloadavg()[0], 2),
         },
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
@@ -125,7 +124,7 @@ def describe(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['device']}; {environment['date']};"
-        f" load before {machine['load before']}; {versions}."
+        f" load before {environment.get('load before', 'unknown')}; {versions}."
     )
 
 

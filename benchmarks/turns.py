@@ -3,6 +3,7 @@
 Imports neither NumPy, jax nor torch: what a child process measures must not start in its parent.
 """
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -94,13 +95,30 @@ def isolated(place: str, *arguments: Any) -> Any:
     Raises:
       RuntimeError: The function raised or its process died; the message says how.
     """
-    worker = Worker("benchmarks.turns:answer", place, *arguments)
-    worker.start()
-    result = worker.receive()
-    worker.stop()
-    if isinstance(result, Measured):
-        raise RuntimeError(f"{place}: {result.failure}")
-    return result[0]
+    return isolated_together([place], *arguments)[0]
+
+
+def isolated_together(places: list[str], *arguments: Any) -> list[Any]:
+    """Calls several functions at the same time with the same arguments, each in a fresh process with its own cores.
+
+    Raises:
+      RuntimeError: One raised or its process died; the message says how.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    # All cores for one; a disjoint part for each of several where there are enough.
+    parts = [cores[number :: len(places)] for number in range(len(places))]
+    workers = [
+        Worker("benchmarks.turns:answer", place, part, *arguments) for place, part in zip(places, parts, strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    results = [worker.receive() for worker in workers]
+    for worker in workers:
+        worker.stop()
+    for place, result in zip(places, results, strict=True):
+        if isinstance(result, Measured):
+            raise RuntimeError(f"{place}: {result.failure}")
+    return [result[0] for result in results]
 
 
 class Worker:
@@ -145,9 +163,9 @@ def _enter(pipe: Connection, target: str, arguments: tuple) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Progress bars and banners of other people's trainers.
     os.environ["TQDM_DISABLE"] = "1"
-    sys.stdout = Path(os.devnull).open("w")
     try:
-        _resolve(target)(pipe, *arguments)
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _resolve(target)(pipe, *arguments)
     except EOFError:
         pass
     except ModuleNotFoundError as error:
@@ -170,8 +188,10 @@ def serve(pipe: Connection, place: str, setting: Setting) -> None:
         pipe.send(((time.perf_counter() - start) / runner.share, returned))
 
 
-def answer(pipe: Connection, place: str, *arguments: Any) -> None:
-    """Sends what a function returns, in a tuple."""
+def answer(pipe: Connection, place: str, cores: list[int], *arguments: Any) -> None:
+    """Sends what a function returns, in a tuple; it may use these cores only, or any if none is named."""
+    if cores:
+        os.sched_setaffinity(0, cores)
     pipe.send((_resolve(place)(*arguments),))
 
 
