@@ -42,6 +42,7 @@ def ours(setting: Setting) -> Runner:
         for length in {len(stretch) for stretch in stretches}
     }
     epoch = 0
+    shuffled_batches(state.key, epoch, setting.images, setting.batch_size).block_until_ready()
 
     def run() -> float:
         nonlocal state, epoch
