@@ -166,7 +166,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
     ("steps", "step_flops"), [(469, 5 * 10**8), (1, 10**12), (600, 10**12), (467, 5 * 10**8), (10, 1)]
 )
 def test_stretches_cover_an_epoch(steps, step_flops):
-    stretches = train._stretches(steps, step_flops)
+    stretches = train.stretch_steps(steps, step_flops)
     assert [step for stretch in stretches for step in stretch] == list(range(steps))
     for stretch in stretches:
         assert len(stretch) == 1 or len(stretch) * step_flops <= train.STRETCH_FLOPS

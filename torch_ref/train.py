@@ -2,14 +2,16 @@
 
 import dataclasses
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from torch_ref import convert
@@ -69,6 +71,51 @@ def binarize(images: Tensor, rule: Binarize) -> Tensor:
     return images if rule == "none" else torch.bernoulli(images)
 
 
+class PixelSet(Dataset[tuple[Tensor]]):
+    """Images for a DataLoader, one at a time as pixels in [0, 1], [pixels].
+
+    Bytes go the way of the documented script, which has torchvision's MNIST and ToTensor: each image through PIL.
+    """
+
+    def __init__(self, images: np.ndarray, rule: Binarize = "none"):
+        # Under `dynamic`, an image is drawn anew whenever it is asked for.
+        self._dynamic = rule == "dynamic"
+        self._images = images if rule in ("none", "dynamic") else binarize(to_pixels(images), rule).numpy()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, number: int) -> tuple[Tensor]:
+        image = self._images[number]
+        if image.dtype == np.uint8 and image.ndim == 2:
+            image = np.array(Image.fromarray(image))
+        pixels = to_pixels(image[None])[0]
+        return (binarize(pixels, "dynamic") if self._dynamic else pixels,)
+
+
+def train_epoch(
+    model: VAE, optimizer: torch.optim.Optimizer, batches: Iterable[Sequence[Tensor]], beta: float = 1.0
+) -> tuple[float, float]:
+    """One epoch as documented: an optimizer step on each batch of pixels ([batch, pixels], in [0, 1]).
+
+    Returns:
+      BCE and KLD before each step, summed over all images, in nats.
+    """
+    device = next(model.parameters()).device
+    total_bce = total_kld = 0.0
+    for (images,) in batches:
+        images = images.to(device)
+        recon, mu, logvar = model(images)
+        bce, kld = losses(recon, images, mu, logvar)
+        loss = bce + beta * kld
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total_bce += bce.item()
+        total_kld += kld.item()
+    return total_bce, total_kld
+
+
 def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
     """Trains on the GPU if there is one, else on the CPU, and writes config.json, metrics.jsonl and the state dict.
 
@@ -80,10 +127,9 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = dataset.pixels(config.binarize)
-    # Under `dynamic`, every batch is drawn anew; the test images are drawn once, so that epochs can be compared.
-    dynamic = config.binarize == "dynamic"
-    train_set = TensorDataset(binarize(to_pixels(dataset.train_images), "none" if dynamic else config.binarize))
-    test_set = TensorDataset(binarize(to_pixels(dataset.test_images), config.binarize))
+    # Under `dynamic` too, the test images are drawn once, so that epochs can be compared.
+    train_set = PixelSet(dataset.train_images, config.binarize)
+    test_set = PixelSet(dataset.test_images, "static" if config.binarize == "dynamic" else config.binarize)
     train_loader = DataLoader(train_set, config.batch_size, shuffle=True)
     test_loader = DataLoader(test_set, config.batch_size)
     model = VAE(config.hidden_dim, config.latent_dim, train_set[0][0].numel()).to(device)
@@ -94,17 +140,8 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
     history = []
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
-        train_bce = train_kld = 0.0
-        for (images,) in tqdm(train_loader, desc=f"epoch {epoch}", leave=False, disable=None):
-            images = binarize(images.to(device), "dynamic" if dynamic else "none")
-            recon, mu, logvar = model(images)
-            bce, kld = losses(recon, images, mu, logvar)
-            loss = bce + config.beta * kld
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            train_bce += bce.item()
-            train_kld += kld.item()
+        bar = tqdm(train_loader, desc=f"epoch {epoch}", leave=False, disable=None)
+        train_bce, train_kld = train_epoch(model, optimizer, bar, config.beta)
         seconds = time.perf_counter() - start
 
         test_bce = test_kld = 0.0
@@ -130,7 +167,7 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
         history.append(metrics)
         log.add(metrics)
         if config.draws_pictures(epoch):
-            shown = test_set[:RECONSTRUCTIONS][0].numpy()
+            shown = np.stack([test_set[number][0] for number in range(min(RECONSTRUCTIONS, len(test_set)))])
             log.draw(history, Coder(model, config.latent_dim, device), shown, dataset.test_images.shape[1:])
     log.close()
 

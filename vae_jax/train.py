@@ -70,10 +70,11 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
         flush=True,
     )
 
-    # Compiled ahead, so that the seconds of an epoch are those of its training.
+    # All compiled ahead, so that the seconds of an epoch are those of its training.
+    steps.shuffled_batches(state.key, 0, count, batch_size).block_until_ready()
     test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
     eval_epoch = steps.eval_epoch.lower(state, test_images, test_batches).compile()
-    stretches = _stretches(math.ceil(count / batch_size), 6 * batch_size * parameters)
+    stretches = stretch_steps(math.ceil(count / batch_size), 6 * batch_size * parameters)
     train = {
         length: steps.train_epoch.lower(
             state, train_images, jax.ShapeDtypeStruct((length, batch_size), jnp.int32)
@@ -131,7 +132,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     return state, history
 
 
-def _stretches(steps: int, step_flops: int) -> list[range]:
+def stretch_steps(steps: int, step_flops: int) -> list[range]:
     """The steps of an epoch in stretches between two moves of the bar, of one length where that is possible.
 
     Every length is compiled for itself, so a divisor of `steps` is worth being up to twice as far from the ideal.

@@ -1,0 +1,151 @@
+"""Training epochs on the PyTorch side. Each function prepares a `Runner`; its run is one epoch."""
+
+import logging
+import tempfile
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from benchmarks.turns import Runner, Setting
+from torch_ref.model import VAE
+from torch_ref.train import PixelSet, losses, train_epoch
+from vae_jax.data import load
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pixels(setting: Setting) -> Tensor:
+    """The first training images in [0, 1], [images, 784], float32."""
+    return torch.from_numpy(load().train_images[: setting.images].reshape(-1, 784)).float() / 255
+
+
+def _model(setting: Setting) -> VAE:
+    torch.manual_seed(0)
+    return VAE(setting.hidden_dim, setting.latent_dim).to(DEVICE)
+
+
+def documented(setting: Setting) -> Runner:
+    """`torch_ref.train`'s own epoch."""
+    return _documented(setting, PixelSet(load().train_images[: setting.images]))
+
+
+def documented_on_device(setting: Setting) -> Runner:
+    """The same with the images on the GPU; on the CPU it would be the very same."""
+    if DEVICE.type == "cpu":
+        raise RuntimeError("no GPU; on a CPU this is the documented loop itself")
+    return _documented(setting, TensorDataset(pixels(setting).to(DEVICE)))
+
+
+def _documented(setting: Setting, train_set: Dataset[tuple[Tensor, ...]]) -> Runner:
+    loader = DataLoader(train_set, setting.batch_size, shuffle=True)
+    model = _model(setting)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    return Runner(lambda: sum(train_epoch(model, optimizer, loader)) / setting.images)
+
+
+def in_memory(setting: Setting) -> Runner:
+    """The same arithmetic, with what PyTorch offers for speed: images on the device as one tensor, Adam in one pass."""
+    model = _model(setting)
+    return Runner(InMemoryTraining(model, pixels(setting).to(DEVICE), setting.batch_size).epoch)
+
+
+def compiled(setting: Setting) -> Runner:
+    """That under torch.compile; on a GPU as CUDA graphs."""
+    model = _model(setting)
+    mode = "reduce-overhead" if DEVICE.type == "cuda" else None
+    training = InMemoryTraining(
+        model,
+        pixels(setting).to(DEVICE),
+        setting.batch_size,
+        torch.compile(summed_loss, dynamic=False, mode=mode),
+    )
+    return Runner(training.epoch)
+
+
+def summed_loss(model: VAE, batch: Tensor, eps: Tensor | None = None) -> Tensor:
+    """The documented loss, summed over a batch."""
+    recon, mu, logvar = model(batch, eps)
+    bce, kld = losses(recon, batch, mu, logvar)
+    return bce + kld
+
+
+class InMemoryTraining:
+    """Epochs over a tensor of images on the device."""
+
+    def __init__(
+        self, model: VAE, images: Tensor, batch_size: int, loss: Callable[[VAE, Tensor], Tensor] = summed_loss
+    ):
+        self._model, self._images, self._batch_size, self._loss = model, images, batch_size, loss
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def epoch(self) -> float:
+        """Trains on every image once, and returns the loss per image."""
+        total = torch.zeros((), device=self._images.device)
+        for numbers in torch.randperm(len(self._images), device=self._images.device).split(self._batch_size):
+            loss = self._loss(self._model, self._images[numbers])
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+            total += loss.detach()
+        return total.item() / len(self._images)
+
+
+def pythae_trainer(setting: Setting) -> Runner:
+    """pythae's own trainer, its VAE given this model's encoder and decoder."""
+    from pythae.data.datasets import BaseDataset  # pyright: ignore[reportMissingImports]
+    from pythae.models import VAE as PythaeVAE  # pyright: ignore[reportMissingImports]
+    from pythae.models import VAEConfig  # pyright: ignore[reportMissingImports]
+    from pythae.models.base.base_utils import ModelOutput  # pyright: ignore[reportMissingImports]
+    from pythae.models.nn import BaseDecoder, BaseEncoder  # pyright: ignore[reportMissingImports]
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig  # pyright: ignore[reportMissingImports]
+
+    logging.disable(logging.INFO)
+    torch.manual_seed(0)
+
+    class Encoder(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = torch.nn.Linear(784, setting.hidden_dim)
+            self.fc2_mu = torch.nn.Linear(setting.hidden_dim, setting.latent_dim)
+            self.fc2_logvar = torch.nn.Linear(setting.hidden_dim, setting.latent_dim)
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            h = F.relu(self.fc1(x))
+            return ModelOutput(embedding=self.fc2_mu(h), log_covariance=self.fc2_logvar(h))
+
+    class Decoder(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = torch.nn.Linear(setting.latent_dim, setting.hidden_dim)
+            self.fc2 = torch.nn.Linear(setting.hidden_dim, 784)
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=torch.sigmoid(self.fc2(F.relu(self.fc1(z)))))
+
+    train_images = pixels(setting)
+    model = PythaeVAE(
+        VAEConfig(input_dim=(784,), latent_dim=setting.latent_dim, reconstruction_loss="bce"), Encoder(), Decoder()
+    )
+    trainer = BaseTrainer(
+        model,
+        BaseDataset(train_images, torch.zeros(len(train_images))),
+        training_config=BaseTrainerConfig(
+            # It makes a folder at once; ours is a temporary one of the system's.
+            output_dir=tempfile.mkdtemp(prefix="pythae-"),
+            per_device_train_batch_size=setting.batch_size,
+            learning_rate=1e-3,
+        ),
+    )
+    trainer.prepare_training()
+    epoch = 0
+
+    def run() -> float:
+        nonlocal epoch
+        epoch += 1
+        # The mean over the batches of the mean loss of each.
+        return float(trainer.train_step(epoch))
+
+    return Runner(run)

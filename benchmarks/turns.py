@@ -1,0 +1,208 @@
+"""Measuring without one thing disturbing another: every contender in a process of its own, timed in turn.
+
+Imports neither NumPy, jax nor torch: what a child process measures must not start in its parent.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Longer than any single piece of work of the suite; what takes longer hangs.
+PATIENCE_S = 900
+
+
+class Setting(NamedTuple):
+    """The size of the task that contenders are given."""
+
+    images: int = 60000
+    batch_size: int = 128
+    hidden_dim: int = 400
+    latent_dim: int = 20
+
+
+class Runner(NamedTuple):
+    """A contender that is ready to run."""
+
+    run: Callable[[], Any]  # returns when the device has finished; what it returns must be picklable
+    share: float = 1.0  # part of the task that one run does; its seconds are scaled up by it
+
+
+class Measured(NamedTuple):
+    """What was seen of a contender; without `seconds`, `failure` says why."""
+
+    name: str
+    prepare_s: float | None  # imports, data, initialization, and compilation where it is done ahead
+    first_s: float | None  # the first run, unscaled: warm-up, and compilation where it is done on demand
+    seconds: list[float]  # of each further run, scaled to the whole task
+    returned: list[Any]
+    failure: str = ""
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+def take_turns(contenders: Mapping[str, str], setting: Setting, rounds: int) -> list[Measured]:
+    """Times contenders A B C A B C ..., one at a time, each in its own process.
+
+    Args:
+      contenders: Name -> "module:function", a function of the setting that returns a `Runner`.
+      setting: The task.
+      rounds: Timed runs of each, after one that warms up.
+
+    Returns:
+      One entry for each contender, in order. One that cannot run has its reason in `failure`.
+    """
+    workers = {name: Worker("benchmarks.turns:serve", place, setting) for name, place in contenders.items()}
+    found = {}
+    # Preparing compiles, which takes all cores: in turn too. Started only now, or they would all import at once.
+    for name, worker in workers.items():
+        _say(f"  {name}: preparing")
+        worker.start()
+        found[name] = worker.receive()
+        if isinstance(found[name], Measured):
+            found[name] = found[name]._replace(name=name)
+    for number in range(rounds):
+        for name, worker in workers.items():
+            if found[name].failure:
+                continue
+            worker.send("run")
+            answer = worker.receive()
+            if isinstance(answer, Measured):
+                found[name] = answer._replace(name=name)
+                continue
+            seconds, returned = answer
+            found[name].seconds.append(seconds)
+            found[name].returned.append(returned)
+            _say(f"  {name}: round {number + 1}/{rounds}, {seconds:.3f} s")
+    for worker in workers.values():
+        worker.stop()
+    return list(found.values())
+
+
+def isolated(place: str, *arguments: Any) -> Any:
+    """Calls "module:function" in a fresh process, so that its imports, threads and memory are its own.
+
+    Raises:
+      RuntimeError: The function raised or its process died; the message says how.
+    """
+    return isolated_together([place], *arguments)[0]
+
+
+def isolated_together(places: list[str], *arguments: Any) -> list[Any]:
+    """Calls several functions at the same time with the same arguments, each in a fresh process with its own cores.
+
+    Raises:
+      RuntimeError: One raised or its process died; the message says how.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    # All cores for one; a disjoint part for each of several where there are enough.
+    parts = [cores[number :: len(places)] for number in range(len(places))]
+    workers = [
+        Worker("benchmarks.turns:answer", place, part, *arguments) for place, part in zip(places, parts, strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    results = [worker.receive() for worker in workers]
+    for worker in workers:
+        worker.stop()
+    for place, result in zip(places, results, strict=True):
+        if isinstance(result, Measured):
+            raise RuntimeError(f"{place}: {result.failure}")
+    return [result[0] for result in results]
+
+
+class Worker:
+    """A child process at the other end of a pipe."""
+
+    def __init__(self, target: str, *arguments: Any):
+        self._target, self._arguments = target, arguments
+        self._pipe: Connection
+        self._process: BaseProcess
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_enter, args=(theirs, self._target, self._arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, message: str) -> None:
+        self._pipe.send(message)
+
+    def receive(self) -> Any:
+        """The next message, or a `Measured` with a failure if there will be none."""
+        try:
+            if self._pipe.poll(PATIENCE_S):
+                return self._pipe.recv()
+            self._process.kill()
+            return _failed(f"failed: no answer within {PATIENCE_S} s")
+        except EOFError:
+            self._process.join()
+            return _failed(f"failed: its process ended with code {self._process.exitcode}")
+
+    def stop(self) -> None:
+        """Closing the pipe ends the child."""
+        self._pipe.close()
+        self._process.join(timeout=10)
+        self._process.kill()
+
+
+def _enter(pipe: Connection, target: str, arguments: tuple) -> None:
+    """The child's life: whatever goes wrong in it becomes a message."""
+    # The cards of one GPU machine are shared by the waiting contenders.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Progress bars and banners of other people's trainers.
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _resolve(target)(pipe, *arguments)
+    except EOFError:
+        pass
+    except ModuleNotFoundError as error:
+        pipe.send(_failed(f"not installed: {error.name}"))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        pipe.send(_failed(f"failed: {type(error).__name__}: {lines[0][:200]}"))
+
+
+def serve(pipe: Connection, place: str, setting: Setting) -> None:
+    """Prepares a contender, warms it up, and runs it once for every message."""
+    start = time.perf_counter()
+    runner: Runner = _resolve(place)(setting)
+    prepared = time.perf_counter()
+    runner.run()
+    pipe.send(Measured("", prepared - start, time.perf_counter() - prepared, [], []))
+    while pipe.recv() == "run":
+        start = time.perf_counter()
+        returned = runner.run()
+        pipe.send(((time.perf_counter() - start) / runner.share, returned))
+
+
+def answer(pipe: Connection, place: str, cores: list[int], *arguments: Any) -> None:
+    """Sends what a function returns, in a tuple; it may use these cores only, or any if none is named."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+    pipe.send((_resolve(place)(*arguments),))
+
+
+def _failed(reason: str) -> Measured:
+    return Measured("", None, None, [], [], reason)
+
+
+def _resolve(place: str) -> Callable[..., Any]:
+    module, _, function = place.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
