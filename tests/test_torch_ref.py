@@ -9,6 +9,7 @@ import torch
 
 from torch_ref.model import VAE
 from torch_ref.train import TorchTrainConfig, fit, losses
+from vae_jax.config import NonFiniteLossError
 
 
 def test_the_documented_model():
@@ -56,6 +57,16 @@ def test_training(tmp_path):
     assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
 
 
+def test_a_diverging_run_stops_without_export(tmp_path):
+    config = TorchTrainConfig(
+        epochs=1, hidden_dim=4, latent_dim=2, batch_size=20_000, learning_rate=1e30, workdir=tmp_path / "run",
+        export=tmp_path / "vae.pth",
+    )  # fmt: skip
+    with pytest.raises(NonFiniteLossError, match="epoch 1: the training loss is nan"):
+        fit(config)
+    assert not (tmp_path / "vae.pth").exists()
+
+
 @pytest.mark.parametrize("module", ["model", "convert", "train"])
 def test_no_jax(module):
     check = f"import sys; sys.modules['jax'] = None; import torch_ref.{module}"
@@ -66,6 +77,6 @@ def test_command_refuses_like_the_other(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "torch_ref.train", "--hidden-dim", "0"], cwd=tmp_path, capture_output=True, text=True
     )
-    expected = "error: --hidden-dim 0: expected a whole number of at least 1; the default is 400\n"
+    expected = "error: --hidden-dim 0: expected a whole number from 1 to 2147483647; the default is 400\n"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import torch
 
 from torch_ref.model import VAE as TorchVAE
 from torch_ref.train import losses as torch_losses
-from vae_jax import TrainConfig, fit, train
+from vae_jax import TrainConfig, cli, fit, train
 
 KEYS = ["epoch", "train_loss", "train_bce", "train_kld", "test_loss", "test_bce", "test_kld", "seconds", "pixels"]
 
@@ -58,7 +58,8 @@ def test_what_a_run_prints(command):
 def test_what_a_run_leaves_behind(command):
     folder, _ = command
     assert sorted(path.name for path in folder.rglob("*")) == [
-        "config.json", "curves.png", "metrics.jsonl", "out", "reconstructions.png", "run", "samples.png", "vae.pth",
+        "config.json", "curves.png", "metrics.jsonl", "model.pth", "out", "reconstructions.png", "run", "samples.png",
+        "vae.pth",
     ]  # fmt: skip
     config = json.loads((folder / "run/config.json").read_text())
     assert config == {
@@ -142,10 +143,13 @@ def test_a_diverging_run_stops_without_export(tmp_path, monkeypatch, capsys):
     options = ["--hidden-dim=16", "--latent-dim=4", "--batch-size=500", "--learning-rate=1e30"]
     monkeypatch.setattr(sys, "argv", ["train", *options])
     with pytest.raises(SystemExit) as stopped:
-        train.main()
-    assert str(stopped.value.code).startswith("error: epoch 1: the training loss is ")
+        cli.run(fit, TrainConfig, "train")
+    assert stopped.value.code == 1
     assert Path("vae.pth").read_text() == "old"
-    assert "saved" not in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert output.err.startswith("error: epoch 1: the training loss is ")
+    assert output.err.count("\n") == 1
+    assert "saved" not in output.out
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
@@ -157,7 +161,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
     options = ["--epochs=1", "--hidden-dim=16", "--latent-dim=4", "--batch-size=500"]
     monkeypatch.setattr(sys, "argv", ["train", *options])
     with pytest.raises(SystemExit) as stopped:
-        train.main()
+        cli.run(fit, TrainConfig, "train")
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'vae.pth'\n"
 

@@ -6,7 +6,9 @@ Nothing is guessed: a key too many or too few, a shape that does not fit, a valu
 
 import dataclasses
 import os
+import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +19,7 @@ import torch
 import tyro
 
 from vae_jax import cli
-from vae_jax.config import InputError, require_writable
+from vae_jax.config import InputError, reason, require_writable
 
 Params = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 StateDict = dict[str, torch.Tensor]
@@ -139,7 +141,9 @@ def load(path: Path | str) -> StateDict:
         if is_safetensors(path):
             state_dict = safetensors.torch.load(Path(path).read_bytes())
         else:
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they warn of is refused below
+                state_dict = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state_dict, dict):
             raise WeightsError(f"holds {type(state_dict).__name__}; expected a state dict")
         return to_state_dict(to_params(state_dict))
@@ -148,10 +152,11 @@ def load(path: Path | str) -> StateDict:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); name a weights file") from None
     except Exception as error:  # a damaged file can break the reader anywhere
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # PyTorch's own words would advise to run the code in it.
+        why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
         writer = "safetensors.torch.save_file" if is_safetensors(path) else "torch.save"
         raise WeightsError(
-            f"{path}: is not a file of plain tensors ({reason}); expected one that {writer}(model.state_dict()) wrote"
+            f"{path}: is not a file of plain tensors ({why}); expected one that {writer}(model.state_dict()) wrote"
         ) from None
 
 

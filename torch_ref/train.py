@@ -1,6 +1,7 @@
 """The documented PyTorch training loop: the reference for parity and for speed. `python -m torch_ref.train --help`."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,6 +72,22 @@ def binarize(images: Tensor, rule: Binarize) -> Tensor:
     return images if rule == "none" else torch.bernoulli(images)
 
 
+@torch.no_grad()
+def eval_epoch(model: VAE, batches: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
+    """BCE and KLD summed over all images, in nats; NaN where the model is not finite."""
+    device = next(model.parameters()).device
+    total_bce = total_kld = 0.0
+    for (images,) in batches:
+        images = images.to(device)
+        recon, mu, logvar = model(images)
+        if recon.isnan().any():
+            return math.nan, math.nan
+        bce, kld = losses(recon, images, mu, logvar)
+        total_bce += bce.item()
+        total_kld += kld.item()
+    return total_bce, total_kld
+
+
 class PixelSet(Dataset[tuple[Tensor]]):
     """Images for a DataLoader, one at a time as pixels in [0, 1], [pixels].
 
@@ -99,13 +116,15 @@ def train_epoch(
     """One epoch as documented: an optimizer step on each batch of pixels ([batch, pixels], in [0, 1]).
 
     Returns:
-      BCE and KLD before each step, summed over all images, in nats.
+      BCE and KLD before each step, summed over all images, in nats; NaN from the first step on that is not finite.
     """
     device = next(model.parameters()).device
     total_bce = total_kld = 0.0
     for (images,) in batches:
         images = images.to(device)
         recon, mu, logvar = model(images)
+        if recon.isnan().any():  # which binary_cross_entropy takes for a wrong argument
+            return math.nan, math.nan
         bce, kld = losses(recon, images, mu, logvar)
         loss = bce + beta * kld
         optimizer.zero_grad()
@@ -121,37 +140,38 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
 
     Raises:
       InputError: An option cannot be used; raised before anything is computed or written.
+      NonFiniteLossError: The loss of an epoch is not finite; nothing is exported.
     """
     config.check()
     dataset = load(config.data, config.data_dir, config.max_data_gb)
+    config.check_size(math.prod(dataset.image_shape))
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = dataset.pixels(config.binarize)
     # Under `dynamic` too, the test images are drawn once, so that epochs can be compared.
     train_set = PixelSet(dataset.train_images, config.binarize)
     test_set = PixelSet(dataset.test_images, "static" if config.binarize == "dynamic" else config.binarize)
-    train_loader = DataLoader(train_set, config.batch_size, shuffle=True)
-    test_loader = DataLoader(test_set, config.batch_size)
+    batch_size = min(config.batch_size, len(train_set))
+    train_loader = DataLoader(train_set, batch_size, shuffle=True)
+    test_loader = DataLoader(test_set, batch_size)
     model = VAE(config.hidden_dim, config.latent_dim, train_set[0][0].numel()).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
     print(describe_losses(pixels), flush=True)
     log = RunLog(config, dataset.image_shape, pixels)
     history = []
+
+    def draw() -> None:
+        shown = np.stack([test_set[number][0] for number in range(min(RECONSTRUCTIONS, len(test_set)))])
+        log.draw(history, Coder(model, config.latent_dim, device), shown, dataset.image_shape)
+
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
         bar = tqdm(train_loader, desc=f"epoch {epoch}", leave=False, disable=None)
         train_bce, train_kld = train_epoch(model, optimizer, bar, config.beta)
         seconds = time.perf_counter() - start
 
-        test_bce = test_kld = 0.0
-        with torch.no_grad():
-            for (images,) in test_loader:
-                images = images.to(device)
-                recon, mu, logvar = model(images)
-                bce, kld = losses(recon, images, mu, logvar)
-                test_bce += bce.item()
-                test_kld += kld.item()
+        test_bce, test_kld = eval_epoch(model, test_loader)
         train, test = len(train_set), len(test_set)
         metrics = EpochMetrics(
             epoch,
@@ -166,13 +186,16 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
         )
         history.append(metrics)
         log.add(metrics)
-        if config.draws_pictures(epoch):
-            shown = np.stack([test_set[number][0] for number in range(min(RECONSTRUCTIONS, len(test_set)))])
-            log.draw(history, Coder(model, config.latent_dim, device), shown, dataset.test_images.shape[1:])
-    log.close()
+        if epoch < config.epochs and config.draws_pictures(epoch):
+            draw()
 
-    convert.save(convert.to_state_dict(convert.to_params(model.state_dict())), config.export)
-    print(f"saved {config.export}")
+    # Before the last pictures: nothing that goes wrong with them may cost the model.
+    state_dict = convert.to_state_dict(convert.to_params(model.state_dict()))
+    convert.save(state_dict, config.workdir / "model.pth")
+    convert.save(state_dict, config.export)
+    print(f"saved {config.export}", flush=True)
+    draw()
+    log.close()
     return model, history
 
 

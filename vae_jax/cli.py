@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tyro
 
-from vae_jax.config import InputError
+from vae_jax.config import InputError, NonFiniteLossError
 
 Config = TypeVar("Config")
 
@@ -17,20 +17,26 @@ Config = TypeVar("Config")
 def run(command: Callable[[Config], object], config_type: type[Config], prog: str) -> None:
     """Runs `command` with the options that the user typed.
 
-    Exits with one line on standard error and code 2 where they cannot be used, 1 where the machine gives out on the way
-    (a full disk, say), 130 after Ctrl-C.
+    Exits with one line on standard error and code 2 where they cannot be used, 1 where training diverges or the machine
+    gives out on the way (a full disk, say), 130 after Ctrl-C.
     """
     try:
         command(parse(config_type, prog))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(2)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, NonFiniteLossError) as error:
+        _say(error)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _say(error: Exception) -> None:
+    """One line, whatever names and values stand in it."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
+    print(f"error: {text}", file=sys.stderr)
 
 
 def parse(config_type: type[Config], prog: str) -> Config:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,7 +11,12 @@ from typing import Literal, get_args
 FLOAT32_MAX = 3.4028235e38
 # How grey pixels become binary ones.
 Binarize = Literal["none", "dynamic", "threshold", "static"]
-RUN_FILES = ("config.json", "metrics.jsonl")
+# What indexes arrays on the device is an int32.
+INT32_MAX = 2**31 - 1
+# What a run leaves in its workdir.
+RUN_FILES = ("config.json", "metrics.jsonl", "model.pth")
+PICTURES = ("reconstructions.png", "samples.png", "curves.png")
+EVENTS = "tensorboard"
 
 
 class InputError(ValueError):
@@ -18,6 +24,10 @@ class InputError(ValueError):
 
     The commands print the line and exit with code 2.
     """
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training has diverged: the loss is no longer a finite number. The commands exit with code 1."""
 
 
 class DataError(InputError):
@@ -68,9 +78,9 @@ class TrainConfig:
           InputError: An option is out of its range, a path cannot be written, or `workdir` holds a run already.
         """
         for name in ("epochs", "batch_size", "hidden_dim", "latent_dim"):
-            self._require(
-                name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "a whole number of at least 1"
-            )
+            value = getattr(self, name)
+            good = isinstance(value, int) and 1 <= value <= INT32_MAX
+            self._require(name, good, f"a whole number from 1 to {INT32_MAX}")
         self._require("learning_rate", 0 < self.learning_rate <= FLOAT32_MAX, "a finite number above 0")
         self._require("beta", 0 <= self.beta <= FLOAT32_MAX, "a finite number of at least 0")
         self._require(
@@ -87,15 +97,36 @@ class TrainConfig:
             )
         self._require("binarize", self.binarize in get_args(Binarize), f"one of {', '.join(get_args(Binarize))}")
         self._require("max_data_gb", self.max_data_gb is None or self.max_data_gb > 0, "a number above 0")
-        require_writable("--export", self.export)
+        require_writable("--export", self.export, Path(self.data))
         # A run's own file stands for the folder: the folder itself may be missing still.
-        for name in RUN_FILES:
-            require_writable("--workdir", self.workdir / name)
-            if (self.workdir / name).exists() and not self.overwrite:
+        for name in (*RUN_FILES, *PICTURES):
+            require_writable("--workdir", self.workdir / name, Path(self.data))
+            if name in RUN_FILES and (self.workdir / name).exists() and not self.overwrite:
                 raise InputError(
                     f"--workdir {self.workdir}: holds a run already ({name});"
                     " add --overwrite to replace it or name another folder"
                 )
+
+        if (self.workdir / EVENTS).exists() and not (self.workdir / EVENTS).is_dir():
+            raise InputError(f"--workdir {self.workdir}: {EVENTS} in it is not a folder; name another folder")
+        export, workdir = self.export.resolve(), self.workdir.resolve()
+        if export in (workdir, *workdir.parents, *(workdir / name for name in (*RUN_FILES, *PICTURES, EVENTS))):
+            raise InputError(f"--export {self.export}: that place is taken by --workdir {self.workdir}; name another")
+
+    def check_size(self, pixels: int) -> None:
+        """Checks that the model for images of `pixels` pixels can fit into the machine's memory.
+
+        Raises:
+          InputError: It cannot.
+        """
+        parameters = self.hidden_dim * (2 * pixels + 3 * self.latent_dim)
+        # Parameters, their gradients and Adam's two averages, as float32.
+        size, most = 16 * parameters, memory()
+        if size > most:
+            raise InputError(
+                f"--hidden-dim {self.hidden_dim} and --latent-dim {self.latent_dim}: training would take"
+                f" {size / 1e9:,.1f} GB; expected at most {most / 1e9:,.1f} GB, the machine's memory; try smaller ones"
+            )
 
     def draws_pictures(self, epoch: int) -> bool:
         """Whether the run draws its pictures after that epoch."""
@@ -113,8 +144,17 @@ def reason(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:150]
 
 
-def require_writable(option: str, path: Path) -> None:
-    """Checks that a file can be created or replaced at `path`, leaving nothing behind.
+def memory() -> int:
+    """Bytes of memory that this process can use: the machine's, or less in a container."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return size
+
+
+def require_writable(option: str, path: Path, *inputs: Path) -> None:
+    """Checks that a file can be created or replaced at `path`, leaving nothing behind, and is none of `inputs`.
 
     Raises:
       InputError: It cannot, and why.
@@ -122,6 +162,8 @@ def require_writable(option: str, path: Path) -> None:
     try:
         # Through links, as writing would go.
         path = path.resolve()
+        if path in [file.resolve() for file in inputs]:
+            raise InputError(f"{option} {path}: is read by this very command; name another file to write")
         if path.exists() and not path.is_file():
             raise InputError(f"{option} {path}: is not a regular file; name a file to write")
         folder = next(parent for parent in path.parents if parent.exists())
@@ -129,7 +171,8 @@ def require_writable(option: str, path: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
         # Raises where the name is too long for the file system.
         path.exists()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter for a loop of links, until Python 3.13
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{option} {path}: cannot be written ({error.strerror}); name a path in a folder you may write to"
+            f"{option} {path}: cannot be written ({why}); name a path in a folder you may write to"
         ) from None

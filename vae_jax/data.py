@@ -1,6 +1,5 @@
 """Image sets. `load` is the one way in; whatever the source, what comes out is a `Dataset`."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
 from vae_jax import idx, npz, tfds
-from vae_jax.config import Binarize, DataError
+from vae_jax.config import Binarize, DataError, memory
 
 BUNDLED = Path(__file__).parent / "mnist.npz"
 # A set without a test split gives up one image in seven, as many as MNIST's 10,000 of 70,000.
@@ -66,13 +65,13 @@ def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None
     Raises:
       DataError: The set cannot be had, is damaged, empty or too large, or holds something else than images.
     """
-    max_bytes = int(min(max_gb * 1e9, sys.maxsize)) if max_gb else _memory() // 2
+    max_bytes = int(min(max_gb * 1e9, sys.maxsize)) if max_gb else memory() // 2
     try:
         if spec == "mnist":
             arrays, source = npz.load(BUNDLED, max_bytes), str(BUNDLED)
         elif spec.startswith("tfds:"):
             arrays, source = tfds.load(spec, data_dir, max_bytes), spec
-        elif Path(spec).is_dir():
+        elif spec and Path(spec).is_dir():
             arrays, source = idx.load(Path(spec), max_bytes), spec
         elif Path(spec).is_file():
             arrays, source = npz.load(Path(spec), max_bytes), spec
@@ -85,15 +84,6 @@ def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None
         where = error.filename or f"--data {spec}"
         raise DataError(f"{where}: cannot be read ({error.strerror or error}); name a set that you can read") from None
     return _dataset(arrays, source)
-
-
-def _memory() -> int:
-    """Bytes of memory that this process can use: the machine's, or less in a container."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return memory
 
 
 def _dataset(arrays: dict[str, np.ndarray], source: str) -> Dataset:

@@ -16,7 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from vae_jax import cli
-from vae_jax.config import Binarize, InputError, require_writable
+from vae_jax.config import INT32_MAX, Binarize, InputError, require_writable
 from vae_jax.data import load
 from vae_jax.trained import read, require_pixels
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ACTIVE_VARIANCE = 0.01
 # The progress bar moves once in so many floating-point operations: a second on a CPU that does 20 GFLOP/s.
 STRETCH_FLOPS = 20e9
+# So many logits of 784 pixels take 3 GB.
+MAX_BATCH = 10**6
 JSON_KEYS = (
     "images",
     "binarize",
@@ -55,6 +57,8 @@ class EvaluateConfig:
     """Image set; by default that of the run, else `mnist`."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Where TFDS keeps its sets; by default as in the run, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    max_data_gb: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Refuse an image set that takes more memory; by default as in the run, else half of the machine's."""
     binarize: Annotated[Binarize | None, tyro.conf.arg(metavar="|".join(get_args(Binarize)))] = None
     """How grey pixels are made black or white; by default as in the run, else `none`."""
     split: Literal["test", "train"] = "test"
@@ -76,18 +80,23 @@ class EvaluateConfig:
         Raises:
           InputError: An option is out of its range, or the JSON file cannot be written.
         """
-        if self.importance_samples < 0:
+        if not 0 <= self.importance_samples <= INT32_MAX:
             raise InputError(
-                f"--importance-samples {self.importance_samples}: expected 0 or more; a usual choice is 1000"
+                f"--importance-samples {self.importance_samples}: expected a number from 0 to {INT32_MAX};"
+                " a usual choice is 1000"
             )
         if self.images is not None and self.images < 2:
             raise InputError(f"--images {self.images}: expected at least 2, as a standard error needs two")
-        if self.batch_size < 1:
-            raise InputError(f"--batch-size {self.batch_size}: expected at least 1; the default is 4096")
+        if not 1 <= self.batch_size <= MAX_BATCH:
+            raise InputError(
+                f"--batch-size {self.batch_size}: expected a number from 1 to {MAX_BATCH}; the default is 4096"
+            )
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}; the default is 0")
+        if self.max_data_gb is not None and not self.max_data_gb > 0:
+            raise InputError(f"--max-data-gb {self.max_data_gb}: expected a number above 0")
         if self.json is not None:
-            require_writable("--json", self.json)
+            require_writable("--json", self.json, self.model, self.model / "config.json", Path(self.data or ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +130,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     config.check()
     trained = read(config.model)
-    data = config.data or trained.options.get("data", "mnist")
+    data = trained.options.get("data", "mnist") if config.data is None else config.data
     rule = config.binarize or trained.options.get("binarize", "none")
     seed = trained.options.get("seed", 0) if config.seed is None else config.seed
-    dataset = load(data, config.data_dir or trained.data_dir)
+    dataset = load(data, config.data_dir or trained.data_dir, config.max_data_gb or trained.options.get("max_data_gb"))
     images = dataset.test_images if config.split == "test" else dataset.train_images
     require_pixels(config.model, trained, data, images.shape[1:])
+    if len(images) < 2:
+        raise InputError(f"--split {config.split}: --data {data} has {len(images)} image; a standard error needs two")
     if config.images is not None and config.images > len(images):
         raise InputError(f"--images {config.images}: the {config.split} images of --data {data} are {len(images)}")
 
@@ -137,7 +148,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     from vae_jax.binarize import binarize
 
     key = jax.random.key(seed)
-    # The draw of the run itself: its whole set, of which the first images are then looked at.
+    # The draw of the (JAX) run itself: its whole set, of which the first images are then looked at.
     pixels_key = jax.random.fold_in(key, steps.TEST_PIXELS if config.split == "test" else steps.PIXELS)
     drawn = binarize(jnp.asarray(images.reshape(-1, trained.pixels)), rule, pixels_key)[: config.images]
     evaluation = measure(

@@ -25,9 +25,6 @@ class Events:
     """
 
     def __init__(self, folder: Path, config: TrainConfig, pixels: Pixels):
-        # What an earlier run left would be shown as a part of this one.
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
         self._writer = EventFileWriter(str(folder))
         options = {
             name: value if isinstance(value, int | float) else str(value)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vae_jax.config import RUN_FILES, TrainConfig
+from vae_jax.config import EVENTS, PICTURES, RUN_FILES, NonFiniteLossError, TrainConfig
 from vae_jax.data import Pixels
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # Of each picture of a run.
 RECONSTRUCTIONS, SAMPLES = 10, 64
-PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ class RunLog:
         config.workdir.mkdir(parents=True, exist_ok=True)
         for name in (*RUN_FILES, *PICTURES):
             (config.workdir / name).unlink(missing_ok=True)
+        for old in (config.workdir / EVENTS).glob("events.out.tfevents.*"):
+            old.unlink()
         described = dataclasses.asdict(config) | {"image_shape": image_shape, "pixels": pixels}
         text = json.dumps(described, indent=2, default=str)
         (config.workdir / "config.json").write_text(text + "\n")
@@ -62,10 +64,19 @@ class RunLog:
         if config.tensorboard:
             from vae_jax.events import Events
 
-            self._events = Events(config.workdir / "tensorboard", config, pixels)
+            self._events = Events(config.workdir / EVENTS, config, pixels)
 
     def add(self, metrics: EpochMetrics) -> None:
-        """Appends to metrics.jsonl and prints a line, whose parts add up to its loss in the printed digits too."""
+        """Appends to metrics.jsonl and prints a line, whose parts add up to its loss in the printed digits too.
+
+        Raises:
+          NonFiniteLossError: A loss is not finite; nothing is written.
+        """
+        if not math.isfinite(metrics.train_loss + metrics.test_loss):
+            raise NonFiniteLossError(
+                f"epoch {metrics.epoch}: the training loss is {metrics.train_loss}, the test loss {metrics.test_loss};"
+                " nothing exported; try a lower --learning-rate or --beta"
+            )
         with (self._config.workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
         if self._events:

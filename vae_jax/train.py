@@ -26,12 +26,8 @@ if TYPE_CHECKING:
 STRETCH_FLOPS = 40e9
 
 
-class NonFiniteLossError(ArithmeticError):
-    """Training has diverged: the loss is no longer a finite number."""
-
-
 def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
-    """Trains as the options say, and writes config.json, metrics.jsonl and the exported state dict.
+    """Trains as the options say, and writes the exported state dict and all that belongs into the workdir.
 
     Returns:
       The state after the last epoch, and the averages of every epoch.
@@ -39,9 +35,11 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     Raises:
       InputError: An option cannot be used; raised before anything is computed or written.
       NonFiniteLossError: The loss of an epoch is not finite; nothing is exported.
+      OSError: A file cannot be written; the exported one that stood there before is still whole.
     """
     config.check()
     dataset = load(config.data, config.data_dir, config.max_data_gb)
+    config.check_size(math.prod(dataset.image_shape))
 
     import jax
     import jax.numpy as jnp
@@ -84,6 +82,12 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
 
     log = RunLog(config, dataset.image_shape, pixels)
     history = []
+
+    def draw() -> None:
+        shown = np.asarray(to_pixels(test_images[:RECONSTRUCTIONS]))
+        trained = Trained(config.hidden_dim, config.latent_dim, shown.shape[1], state.params, {})
+        log.draw(history, trained, shown, dataset.image_shape)
+
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()
         batches = steps.shuffled_batches(state.key, epoch, count, batch_size)
@@ -108,27 +112,24 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
             seconds,
             pixels,
         )
-        if not math.isfinite(metrics.train_loss + metrics.test_loss):
-            raise NonFiniteLossError(
-                f"epoch {epoch}: the training loss is {metrics.train_loss}, the test loss {metrics.test_loss};"
-                f" nothing exported; try a --learning-rate below {config.learning_rate}"
-            )
         history.append(metrics)
         log.add(metrics)
-        if config.draws_pictures(epoch):
-            shown = np.asarray(to_pixels(test_images[:RECONSTRUCTIONS]))
-            trained = Trained(config.hidden_dim, config.latent_dim, shown.shape[1], state.params, {})
-            log.draw(history, trained, shown, dataset.test_images.shape[1:])
-    log.close()
+        if epoch < config.epochs and config.draws_pictures(epoch):
+            draw()
 
     from torch_ref import convert
 
-    convert.save(convert.to_state_dict(jax.device_get(state.params)), config.export)
+    # Before the last pictures: nothing that goes wrong with them may cost the model.
+    state_dict = convert.to_state_dict(jax.device_get(state.params))
+    convert.save(state_dict, config.workdir / "model.pth")
+    convert.save(state_dict, config.export)
     if convert.is_safetensors(config.export):
         call = f'safetensors.torch.load_file("{config.export}")'
     else:
         call = f'torch.load("{config.export}", weights_only=True)'
     print(f"saved {config.export}; load it with {call}", flush=True)
+    draw()
+    log.close()
     return state, history
 
 
@@ -149,12 +150,5 @@ def _averages(sums: list[Losses], images: int, beta: float) -> tuple[float, floa
     return bce + beta * kld, bce, kld
 
 
-def main() -> None:
-    try:
-        cli.run(fit, TrainConfig, "python -m vae_jax.train")
-    except NonFiniteLossError as error:
-        raise SystemExit(f"error: {error}") from None
-
-
 if __name__ == "__main__":
-    main()
+    cli.run(fit, TrainConfig, "python -m vae_jax.train")

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from vae_jax.config import InputError
+from vae_jax.config import Binarize, InputError, reason
 
 if TYPE_CHECKING:
     from jax import Array
@@ -64,19 +64,22 @@ def read(path: Path) -> Trained:
         the weights.
 
     Raises:
-      InputError: Nothing is there, the folder holds no run, or the file does not hold this model.
+      InputError: Nothing is there, the folder holds no finished run, or the file does not hold this model.
     """
     options: dict[str, Any] = {}
     file = path
-    if path.is_dir():
-        options = _read_options(path)
-        file = Path(options["export"])
-        if not file.is_file():
+    try:
+        if path.is_dir():
+            options = _read_options(path / "config.json")
+            file = path / "model.pth"
+            if not file.is_file():
+                raise InputError(f"{path}: the run has not finished, its model.pth is missing; train to the end")
+        elif not path.exists():
             raise InputError(
-                f"{path}: the run's weights file {file} is not there; run this where the training ran, or name the file"
+                f"{path}: does not exist; name a weights file (.pth, .safetensors) or the workdir of a run"
             )
-    elif not path.exists():
-        raise InputError(f"{path}: does not exist; name a weights file (.pth, .safetensors) or the workdir of a run")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a weights file or a workdir") from None
 
     from torch_ref import convert
 
@@ -98,16 +101,27 @@ def require_pixels(path: Path, trained: Trained, data: str, image_shape: tuple[i
         )
 
 
-def _read_options(workdir: Path) -> dict[str, Any]:
-    file = workdir / "config.json"
+def _read_options(file: Path) -> dict[str, Any]:
+    """The options of a run, those that are used here checked."""
     try:
         options = json.loads(file.read_text())
     except FileNotFoundError:
         raise InputError(
-            f"{workdir}: is no run (it has no config.json); name the workdir of a run or a weights file"
+            f"{file.parent}: is no run (it has no config.json); name the workdir of a run or a weights file"
         ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); train again or name the weights file") from None
-    if not isinstance(options, dict) or not isinstance(options.get("export"), str):
-        raise InputError(f"{file}: does not name the weights file (export); train again or name the weights file")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read ({reason(error)}); train again or name a weights file") from None
+    if not isinstance(options, dict):
+        raise InputError(f"{file}: holds no options; train again or name a weights file")
+    good = {
+        "data": lambda value: isinstance(value, str),
+        "data_dir": lambda value: value is None or isinstance(value, str),
+        "max_data_gb": lambda value: value is None or (isinstance(value, int | float) and value > 0),
+        "binarize": lambda value: value in get_args(Binarize),
+        "seed": lambda value: isinstance(value, int) and 0 <= value < 2**32,
+        "beta": lambda value: isinstance(value, int | float),
+    }
+    for name, is_good in good.items():
+        if name in options and not is_good(options[name]):
+            raise InputError(f"{file}: its {name} is {options[name]!r:.100}; train again or name a weights file")
     return options
