@@ -1,5 +1,6 @@
 """Options: every wrong one is one line with exit code 2, answered without jax, and nothing on disk has changed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def listing(folder: Path) -> list[tuple[str, int]]:
-    return sorted((str(path), path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")])
+    return sorted((str(path), path.lstat().st_mtime_ns) for path in [folder, *folder.rglob("*")])
 
 
 def test_help_needs_no_jax(tmp_path):
@@ -77,8 +78,7 @@ def test_bad_options(option, value, tmp_path, monkeypatch, capsys):
     assert output.out == ""
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
-    assert option in output.err
-    assert f"{option} {value}"[:250] in output.err or f"/{value}"[:250] in output.err or value in ("many", "fast", "3")
+    assert re.search(f"{option}[ :].*{re.escape(value[:250])}", output.err)
     assert listing(tmp_path) == before
 
 

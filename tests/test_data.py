@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -231,7 +232,9 @@ def assert_one_line_about(error: DataError, path: Path) -> None:
 
 def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names of fields that old NumPys cannot read
+        np.lib.format.write_array(file, array, allow_pickle=True)
     return file.getvalue()
 
 
