@@ -78,7 +78,7 @@ def test_bad_options(option, value, tmp_path, monkeypatch, capsys):
     assert output.out == ""
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
-    assert re.search(f"{option}[ :].*{re.escape(value[:250])}", output.err)
+    assert re.search(f"{option}[ :,].*{re.escape(value[:250])}", output.err)
     assert listing(tmp_path) == before
 
 
