@@ -235,7 +235,7 @@ def test_refuses_weights_of_another_image_size(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (Sample, {"count": 500}, "--count: 500 images of 490,000 pixels are more than 200,000,000 values"),
+        (Sample, {"count": 500}, "--count: 500 images of 102,400 pixels are more than 50,000,000 values"),
         (Reconstruct, {"numbers": (1,) * 100}, None),
         (Reconstruct, {"count": 100}, None),
         (Interpolate, {"steps": 100}, "--steps, --count or --numbers: 500 images"),
@@ -247,9 +247,9 @@ def test_refuses_weights_of_another_image_size(tmp_path):
 )
 def test_refuses_pictures_beyond_the_memory(monkeypatch, tmp_path, kind, options, message):
     latent_dim = 2 if kind is Manifold else 5 if "dimensions" in options else 4
-    monkeypatch.setattr("vae_jax.generate.read", lambda _: Trained(8, latent_dim, 700 * 700, {}, {}))
+    monkeypatch.setattr("vae_jax.generate.read", lambda _: Trained(8, latent_dim, 320 * 320, {}, {}))
     # One that is small enough goes on to the image set.
-    with pytest.raises(InputError, match=message or "takes images of 490000 pixels"):
+    with pytest.raises(InputError, match=message or "takes images of 102400 pixels"):
         generate(kind(tmp_path / "vae.pth", tmp_path / "x.png", **options))
 
 

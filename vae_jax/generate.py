@@ -19,8 +19,8 @@ from vae_jax.trained import Trained, read, require_pixels
 Numbers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
 # The order of traversed dimensions needs no more images than this, and of large ones no more values.
 KLD_IMAGES, KLD_VALUES = 10_000, 10_000_000
-# Pixels of all images of a picture: 0.8 GB, and a few times that to draw them.
-MAX_VALUES = 200_000_000
+# Pixels of all images of a picture: matplotlib takes some 120 bytes for each, 6 GB in all.
+MAX_VALUES = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
