@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torch_ref import train as torch_train
-from vae_jax import steps
+from vae_jax import steps, train
 from vae_jax.binarize import binarize, draw
 from vae_jax.config import TrainConfig
 
@@ -108,6 +108,35 @@ def test_an_epoch_draws_as_its_steps_do(states):
     for bce in epoch.bce:
         state, losses = steps.train_step(state, BYTES)
         np.testing.assert_allclose(losses.bce, bce, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["threshold", "static"])
+def test_training_under_a_rule_is_training_on_images_made_binary(rule, tmp_path):
+    rng = np.random.default_rng(0)
+    grey = {f"{part}_images": rng.integers(0, 256, (40, 4, 4), np.uint8) for part in ("train", "test")}
+    key = jax.random.key(5)
+    keys = {"train_images": steps.PIXELS, "test_images": steps.TEST_PIXELS}
+    binary = {
+        name: np.asarray(
+            binarize(jnp.asarray(grey[name].reshape(40, 16)), rule, jax.random.fold_in(key, keys[name]))
+        ).reshape(40, 4, 4)
+        for name in grey
+    }
+    histories = []
+    for name, arrays, binarized in (("grey", grey, rule), ("binary", binary, "none")):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        config = dataclasses.replace(
+            CONFIG,
+            data=str(tmp_path / f"{name}.npz"),
+            binarize=binarized,
+            epochs=2,
+            batch_size=16,
+            seed=5,
+            workdir=tmp_path / name,
+            export=tmp_path / f"{name}.pth",
+        )
+        histories.append([dataclasses.replace(metrics, seconds=0.0) for metrics in train.fit(config)[1]])
+    assert histories[0] == histories[1]
 
 
 def test_pytorch_has_the_same_rules():

@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from untrained import init
 
 from torch_ref import convert
-from vae_jax import pictures
-from vae_jax.config import InputError
-from vae_jax.data import load
+from vae_jax import pictures, steps
+from vae_jax.binarize import binarize
+from vae_jax.config import InputError, TrainConfig
+from vae_jax.data import BUNDLED, load
 from vae_jax.generate import Interpolate, Manifold, Reconstruct, Sample, Traverse, generate
+from vae_jax.log import RunLog
 from vae_jax.model import VAE
+from vae_jax.train import fit
 from vae_jax.trained import Trained, read
 
 
@@ -69,6 +73,58 @@ def test_binarized_originals(weights, tmp_path):
     np.testing.assert_array_equal(of_run.images, picture.images)
 
 
+@pytest.mark.parametrize("rule", ["static", "dynamic"])
+def test_binarized_originals_are_those_of_the_run(tmp_path, monkeypatch, rule):
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 6), np.uint8)
+    np.savez(tmp_path / "set.npz", train_images=images, test_images=images)
+    shown = []
+    monkeypatch.setattr(RunLog, "draw", lambda _self, _history, _model, images, _shape: shown.append(images))
+    run = tmp_path / "run"
+    fit(
+        TrainConfig(
+            data=str(tmp_path / "set.npz"),
+            binarize=rule,
+            epochs=1,
+            hidden_dim=8,
+            latent_dim=3,
+            seed=3,
+            workdir=run,
+            export=tmp_path / "vae.pth",
+        )
+    )
+    key = jax.random.fold_in(jax.random.key(3), steps.TEST_PIXELS)
+    test_set = np.asarray(binarize(jnp.asarray(images.reshape(40, 36)), rule, key)).astype(np.float32) / 255
+    np.testing.assert_array_equal(shown[0], test_set[:10])
+    # Whichever else is shown, and however the picture draws.
+    for numbers, seed in (((3, 1), 0), ((1, 30, 3), 8)):
+        picture = generate(Reconstruct(run, tmp_path / "a.npz", numbers=numbers, seed=seed))
+        np.testing.assert_array_equal(picture.images[0], test_set[list(numbers)])
+    mu, logvar = read(run).encode(test_set)
+    kld = -0.5 * np.mean(1 + logvar - mu**2 - np.exp(logvar), axis=0)
+    traversal = generate(Traverse(run, tmp_path / "b.npz", number=7))
+    last = np.argmax(-kld)
+    np.testing.assert_allclose(
+        np.delete(traversal.z[0, 0], np.argmax(kld)), np.delete(mu[7], np.argmax(kld)), atol=1e-6
+    )
+    assert traversal.row_labels[-1] == f"z{last}: {kld[last]:.2f}"
+
+
+def test_samples_are_drawn_from_the_prior():
+    class Flat:
+        latent_dim = 3
+
+        def encode(self, images):
+            raise NotImplementedError
+
+        def decode(self, z):
+            return np.zeros((*z.shape[:-1], 1), np.float32)
+
+    z = pictures.sample(Flat(), np.random.default_rng(0), 10_000).z.reshape(-1, 3)
+    # Five standard errors of 10,000 draws.
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.05)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=0.036)
+
+
 def test_interpolate_runs_from_image_to_image(weights, tmp_path):
     picture = generate(Interpolate(weights, tmp_path / "a.npz", numbers=(0, 1, 2, 3), steps=5))
     mu, _ = read(weights).encode(load().test_images[:4].reshape(4, -1))
@@ -110,6 +166,8 @@ def test_manifold_is_a_grid_of_quantiles(weights_2d, tmp_path):
     quantiles = [-1.15035, -0.31864, 0.31864, 1.15035]
     np.testing.assert_allclose(picture.z[2, :, 0], quantiles, atol=1e-5)
     np.testing.assert_allclose(picture.z[:, 1, 1], quantiles[::-1], atol=1e-5)
+    assert picture.row_labels == [f"{value:.1f}" for value in picture.z[:, 0, 1]]
+    assert picture.column_labels == [f"{value:.1f}" for value in picture.z[0, :, 0]]
 
 
 def test_draw_shows_black_or_white(weights, tmp_path):
@@ -149,6 +207,9 @@ def test_colour(tmp_path):
         (Sample, {"count": 0}, "--count 0"),
         (Sample, {"seed": -1}, "--seed -1"),
         (Sample, {"data": "digits"}, "--data digits"),
+        (Sample, {"max_data_gb": 0.0}, "--max-data-gb 0.0: expected a number above 0"),
+        (Reconstruct, {"numbers": (1,) * 101}, "--numbers: names 101 test images; expected at most 100"),
+        (Interpolate, {"numbers": (1,) * 202}, "--numbers: names 202 test images; expected at most 200"),
         (Reconstruct, {"numbers": (10_000,)}, "test image 10000: expected a number from 0 to 9999"),
         (Interpolate, {"numbers": (1, 2, 3)}, "--numbers 1 2 3: expected pairs"),
         (Interpolate, {"steps": 1}, "--steps 1"),
@@ -169,6 +230,81 @@ def test_refuses_weights_of_another_image_size(tmp_path):
     path = save_model(tmp_path / "small.pth", VAE(8, 2, 64))
     with pytest.raises(InputError, match=r"takes images of 64 pixels, but those of --data mnist have 784 \(28 x 28\)"):
         generate(Sample(path, tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (Sample, {"count": 500}, "--count: 500 images of 102,400 pixels are more than 50,000,000 values"),
+        (Reconstruct, {"numbers": (1,) * 100}, None),
+        (Reconstruct, {"count": 100}, None),
+        (Interpolate, {"steps": 100}, "--steps, --count or --numbers: 500 images"),
+        (Interpolate, {"numbers": (1, 2) * 5, "steps": 100}, "--steps, --count or --numbers: 500 images"),
+        (Traverse, {"dimensions": 5, "steps": 100}, "--steps or --dimensions: 500 images"),
+        (Traverse, {"steps": 100}, None),
+        (Manifold, {"side": 100}, "--side: 10,000 images"),
+    ],
+)
+def test_refuses_pictures_beyond_the_memory(monkeypatch, tmp_path, kind, options, message):
+    latent_dim = 2 if kind is Manifold else 5 if "dimensions" in options else 4
+    monkeypatch.setattr("vae_jax.generate.read", lambda _: Trained(8, latent_dim, 320 * 320, {}, {}))
+    # One that is small enough goes on to the image set.
+    with pytest.raises(InputError, match=message or "takes images of 102400 pixels"):
+        generate(kind(tmp_path / "vae.pth", tmp_path / "x.png", **options))
+
+
+def test_traverse_encodes_few_large_images(weights, tmp_path, monkeypatch):
+    seen = []
+    encode = Trained.encode
+    monkeypatch.setattr(Trained, "encode", lambda self, images: seen.append(len(images)) or encode(self, images))
+    monkeypatch.setattr("vae_jax.generate.KLD_VALUES", 784 * 50)
+    generate(Traverse(weights, tmp_path / "a.npz"))
+    assert max(seen) == 50
+
+
+def test_never_replaces_what_it_is_made_from(weights_2d, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    model, data, link = tmp_path / "model.png", tmp_path / "set.npz", tmp_path / "link.npz"
+    model.write_bytes(weights_2d.read_bytes())
+    np.savez(data, train_images=np.zeros((3, 28, 28), np.uint8))
+    (run / "config.json").write_text(json.dumps({"export": str(model), "data": str(data)}))
+    link.symlink_to(run / "config.json")
+    before = {path: path.read_bytes() for path in (model, data, link)}
+    for config, what in (
+        (Sample(model, run / ".." / "model.png"), "the model itself"),
+        (Sample(run, model), "the model itself"),
+        (Sample(run, link), "the run's config.json"),
+        (Sample(run, data), "the image set"),
+        (Sample(model, data, data=str(data)), "the image set"),
+        (Sample(model, BUNDLED), "the image set mnist"),
+    ):
+        with pytest.raises(InputError, match=rf"--out .*: is {what}; name another file to write"):
+            generate(config)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_interrupted_write_leaves_the_old_arrays(weights, tmp_path, monkeypatch):
+    def stop(path, **_):
+        path.write_bytes(b"half the arrays")
+        raise KeyboardInterrupt
+
+    out = tmp_path / "a.npz"
+    out.write_bytes(b"old")
+    monkeypatch.setattr(np, "savez_compressed", stop)
+    with pytest.raises(KeyboardInterrupt):
+        generate(Sample(weights, out))
+    assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"old"
+
+
+def test_an_image_set_is_taken_as_given(weights, tmp_path, monkeypatch):
+    run = {"export": str(weights), "data": "mnist", "data_dir": "sets", "max_data_gb": 3.0}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    asked = []
+    monkeypatch.setattr("vae_jax.generate.load", lambda *options: asked.append(options) or load())
+    for options in ({}, {"data": "", "data_dir": Path("here"), "max_data_gb": 1.0}):
+        generate(Sample(tmp_path, tmp_path / "a.npz", **options))
+    assert asked == [("mnist", Path("sets"), 3.0), ("", Path("here"), 1.0)]
 
 
 def test_command_line(weights, tmp_path):

@@ -34,6 +34,27 @@ def test_colour_and_empty_places():
     assert colours == {(255, 0, 0), (255, 255, 255)}
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_are_no_colours_stand_side_by_side(channels):
+    images = np.random.default_rng(0).random((2, 3, 5, 4, channels), np.float32)
+    images[1, 2] = np.nan
+    beside = np.concatenate([images[..., channel] for channel in range(channels)], axis=3)
+    words = {"row_labels": ["a", "b"], "column_labels": list("abc")}
+    np.testing.assert_array_equal(plots.pixels(plots.grid(images, **words)), plots.pixels(plots.grid(beside, **words)))
+
+
+def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    def stop(_self, path, **_):
+        path.write_bytes(b"half a pic")
+        raise KeyboardInterrupt
+
+    (tmp_path / "a.png").write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        plots.save(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_curves(epochs, tmp_path):
     history = [EpochMetrics(epoch, 9.0, 6.0, 3.0, 8.0, 6.0, 2.0 / epoch, 1.0, "grey") for epoch in range(1, epochs + 1)]

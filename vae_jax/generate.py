@@ -12,13 +12,15 @@ import tyro
 
 from vae_jax import cli, pictures
 from vae_jax.config import Binarize, InputError, require_writable
-from vae_jax.data import load
+from vae_jax.data import BUNDLED, load
 from vae_jax.pictures import LatentPath, Picture
-from vae_jax.trained import read, require_pixels
+from vae_jax.trained import Trained, read, require_pixels
 
 Numbers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
-# The order of traversed dimensions needs no more images than this.
-KLD_IMAGES = 10_000
+# The order of traversed dimensions needs no more images than this, and of large ones no more values.
+KLD_IMAGES, KLD_VALUES = 10_000, 10_000_000
+# Pixels of all images of a picture: matplotlib takes some 120 bytes for each, 6 GB in all.
+MAX_VALUES = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +35,14 @@ class GenerateConfig:
     """Image set that the model was trained on; by default that of the run, else `mnist`."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Where TFDS keeps its sets; by default as in the run, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    max_data_gb: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Refuse an image set that takes more memory than this; by default as in the run, else half of the machine's."""
     binarize: Annotated[Binarize | None, tyro.conf.arg(metavar="|".join(get_args(Binarize)))] = None
-    """How test images are made black or white; by default as in the run, else `none`."""
+    """How test images are made black or white, with the seed of the run; by default as in the run, else `none`."""
     draw: bool = False
     """Show Bernoulli draws of the pixels instead of their means."""
     seed: int = 0
-    """Seed of all draws."""
+    """Seed of what the picture draws: latent points, the choice of test images, pixels (--draw)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +114,11 @@ def generate(config: GenerateConfig) -> Picture:
         )
     if isinstance(config, Traverse) and config.dimensions is not None and config.dimensions > trained.latent_dim:
         raise InputError(f"--dimensions {config.dimensions}: the model has {trained.latent_dim}")
-    data = config.data or trained.options.get("data", "mnist")
-    test_images = load(data, config.data_dir or trained.data_dir).test_images
+    data = config.data if config.data is not None else trained.options.get("data", "mnist")
+    _require_other_file(config, trained, data)
+    _require_drawable(config, trained)
+    max_data_gb = trained.options.get("max_data_gb") if config.max_data_gb is None else config.max_data_gb
+    test_images = load(data, config.data_dir or trained.data_dir, max_data_gb).test_images
     image_shape = test_images.shape[1:]
     require_pixels(config.model, trained, data, image_shape)
     rng = np.random.default_rng(config.seed)
@@ -120,13 +127,17 @@ def generate(config: GenerateConfig) -> Picture:
     import jax
     import jax.numpy as jnp
 
+    from vae_jax import steps
     from vae_jax.binarize import binarize
     from vae_jax.model import to_pixels
 
+    rule = config.binarize or trained.options.get("binarize", "none")
+    # The draw of the run itself: its whole set, of which some images are then looked at.
+    key = jax.random.fold_in(jax.random.key(trained.options.get("seed", 0)), steps.TEST_PIXELS)
+    drawn_images = binarize(jnp.asarray(test_images.reshape(-1, trained.pixels)), rule, key)
+
     def originals(chosen: np.ndarray | slice) -> np.ndarray:
-        rule = config.binarize or trained.options.get("binarize", "none")
-        pixels = to_pixels(jnp.asarray(test_images[chosen].reshape(-1, trained.pixels)))
-        return np.asarray(binarize(pixels, rule, jax.random.key(config.seed)))
+        return np.asarray(to_pixels(drawn_images[chosen]))
 
     match config:
         case Sample():
@@ -140,7 +151,7 @@ def generate(config: GenerateConfig) -> Picture:
             picture = pictures.traverse(
                 trained,
                 originals(numbers)[0],
-                originals(slice(KLD_IMAGES)),
+                originals(slice(min(KLD_IMAGES, max(1, KLD_VALUES // trained.pixels)))),
                 config.dimensions,
                 config.steps,
                 config.span,
@@ -170,6 +181,49 @@ def _check(config: GenerateConfig) -> None:
         value = getattr(config, name, None)
         if value is not None and not least <= value <= most:
             raise InputError(f"--{name} {value}: expected a value from {least} to {most}")
+    if isinstance(config, Reconstruct | Interpolate):
+        most = bounds["count"][1] * (2 if isinstance(config, Interpolate) else 1)
+        if len(config.numbers) > most:
+            raise InputError(f"--numbers: names {len(config.numbers):,} test images; expected at most {most}")
+    if config.max_data_gb is not None and not config.max_data_gb > 0:
+        raise InputError(f"--max-data-gb {config.max_data_gb}: expected a number above 0")
+
+
+def _require_other_file(config: GenerateConfig, trained: Trained, data: str) -> None:
+    """The picture must not replace what it is made from."""
+    sources = {
+        config.model: "the model itself",
+        config.model / "config.json": "the run's config.json",
+        Path(trained.options.get("export", config.model)): "the model itself",
+        Path(data): "the image set",
+        BUNDLED: "the image set mnist",
+    }
+    for path, what in sources.items():
+        if path.resolve() == config.out.resolve():
+            raise InputError(f"--out {config.out}: is {what}; name another file to write")
+
+
+def _require_drawable(config: GenerateConfig, trained: Trained) -> None:
+    """The picture must fit into the memory."""
+    match config:
+        case Sample():
+            images, options = config.count, "--count"
+        case Reconstruct():
+            images, options = 2 * (len(config.numbers) or config.count), "--count or --numbers"
+        case Interpolate():
+            rows = len(config.numbers) // 2 or config.count
+            images, options = rows * config.steps, "--steps, --count or --numbers"
+        case Traverse():
+            images, options = (config.dimensions or trained.latent_dim) * config.steps, "--steps or --dimensions"
+        case Manifold():
+            images, options = config.side**2, "--side"
+        case _:
+            raise TypeError(f"no picture of that kind: {config}")
+    if images * trained.pixels > MAX_VALUES:
+        raise InputError(
+            f"{options}: {images:,} images of {trained.pixels:,} pixels are more than {MAX_VALUES:,} values;"
+            " ask for fewer images"
+        )
 
 
 def _numbers(config: GenerateConfig, images: int, rng: np.random.Generator) -> np.ndarray:

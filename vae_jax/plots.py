@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from vae_jax.log import EpochMetrics
+from vae_jax.pictures import replacing
 
 DPI = 100
 GAP = 2  # between the images of a grid, in pixels of the images
@@ -32,13 +33,17 @@ def grid(
     """Images side by side, each of their pixels a square of whole pixels of the picture.
 
     Args:
-      images: Pixels in [0, 1], grey or with 1 or 3 channels. Places that are NaN stay empty.
+      images: Pixels in [0, 1], grey or with channels: three are red, green and blue, another number of them grey images
+        side by side. Places that are NaN stay empty.
       title: Over the grid.
       row_labels: To the left of each row; none, or one for each.
       column_labels: Under each column; none, or one for each.
     """
+    rows, columns, height = images.shape[:3]
+    if images.shape[4:] not in ((), (3,)):
+        images = np.moveaxis(images, 4, 3).reshape(rows, columns, height, -1)
     sheet = _sheet(images)
-    rows, columns, height, width = images.shape[:4]
+    width = images.shape[3]
     scale = max(1, round(SHEET_WIDTH / sheet.shape[1]))
     size = np.array([sheet.shape[1], sheet.shape[0]]) * scale
     # In pixels of the picture, as everything here: that is what keeps the images sharp.
@@ -58,10 +63,9 @@ def grid(
 
 def _sheet(images: np.ndarray) -> np.ndarray:
     """The images of a grid as one, with white between them."""
-    rows, columns, height, width = images.shape[:4]
-    channels = images.shape[4:] if images.shape[4:] != (1,) else ()
-    cells = np.ones((rows, columns, height + GAP, width + GAP, *channels))
-    cells[:, :, :height, :width] = np.nan_to_num(images.reshape(*images.shape[:4], *channels), nan=1)
+    rows, columns, height, width, *channels = images.shape
+    cells = np.ones((rows, columns, height + GAP, width + GAP, *channels), np.float32)
+    cells[:, :, :height, :width] = np.nan_to_num(images, nan=1)
     sheet = np.moveaxis(cells, 2, 1).reshape(rows * (height + GAP), columns * (width + GAP), *channels)
     return sheet[:-GAP, :-GAP]
 
@@ -97,8 +101,8 @@ def save(rgb: UInt8[np.ndarray, "height width 3"], path: Path) -> None:
     """Writes a PNG, with one channel where the image is all grey: half the size.
 
     Raises:
-      OSError: It cannot be written.
+      OSError: It cannot be written; a file that stood there is still whole.
     """
     grey = (rgb == rgb[:, :, :1]).all()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rgb[:, :, 0] if grey else rgb).save(path, format="PNG", optimize=True)
+    with replacing(path) as part:
+        Image.fromarray(rgb[:, :, 0] if grey else rgb).save(part, format="PNG", optimize=True)
