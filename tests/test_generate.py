@@ -1,6 +1,7 @@
 """generate: every kind of picture, from its latent points to its file, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,8 @@ def test_reconstruct(weights, tmp_path):
 def test_binarized_originals(weights, tmp_path):
     picture = generate(Reconstruct(weights, tmp_path / "a.npz", binarize="threshold", count=3))
     assert set(np.unique(picture.images[0])) == {0, 1}
-    (tmp_path / "config.json").write_text(json.dumps({"export": str(weights), "binarize": "threshold"}))
+    (tmp_path / "config.json").write_text(json.dumps({"binarize": "threshold"}))
+    shutil.copy(weights, tmp_path / "model.pth")
     of_run = generate(Reconstruct(tmp_path, tmp_path / "b.npz", count=3))
     np.testing.assert_array_equal(of_run.images, picture.images)
 
@@ -269,6 +271,7 @@ def test_never_replaces_what_it_is_made_from(weights_2d, tmp_path):
     model.write_bytes(weights_2d.read_bytes())
     np.savez(data, train_images=np.zeros((3, 28, 28), np.uint8))
     (run / "config.json").write_text(json.dumps({"export": str(model), "data": str(data)}))
+    shutil.copy(weights_2d, run / "model.pth")
     link.symlink_to(run / "config.json")
     before = {path: path.read_bytes() for path in (model, data, link)}
     for config, what in (
@@ -298,8 +301,9 @@ def test_an_interrupted_write_leaves_the_old_arrays(weights, tmp_path, monkeypat
 
 
 def test_an_image_set_is_taken_as_given(weights, tmp_path, monkeypatch):
-    run = {"export": str(weights), "data": "mnist", "data_dir": "sets", "max_data_gb": 3.0}
+    run = {"data": "mnist", "data_dir": "sets", "max_data_gb": 3.0}
     (tmp_path / "config.json").write_text(json.dumps(run))
+    shutil.copy(weights, tmp_path / "model.pth")
     asked = []
     monkeypatch.setattr("vae_jax.generate.load", lambda *options: asked.append(options) or load())
     for options in ({}, {"data": "", "data_dir": Path("here"), "max_data_gb": 1.0}):
