@@ -115,6 +115,7 @@ def _read_options(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: holds no options; train again or name a weights file")
     good = {
         "data": lambda value: isinstance(value, str),
+        "export": lambda value: isinstance(value, str),
         "data_dir": lambda value: value is None or isinstance(value, str),
         "max_data_gb": lambda value: value is None or (isinstance(value, int | float) and value > 0),
         "binarize": lambda value: value in get_args(Binarize),
