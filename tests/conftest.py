@@ -4,12 +4,16 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import torch
 
 from vae_jax import TrainConfig, create_state, load, shuffled_batches, train_epoch
 
 # The same examples every time; what they cost in time is no matter for a test.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+# Two tests run at once: threads of PyTorch would wait for each other.
+torch.set_num_threads(1)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

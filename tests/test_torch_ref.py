@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,10 +46,12 @@ def test_losses_by_hand():
     assert kld.item() == pytest.approx(2 * 4 * 2.0)
 
 
-def test_training(tmp_path):
+def test_training(tmp_path, mnist):
+    np.savez(tmp_path / "few.npz", train_images=mnist.train_images[:6000], test_images=mnist.test_images[:1000])
     config = TorchTrainConfig(
-        epochs=1, hidden_dim=32, latent_dim=4, batch_size=500, workdir=tmp_path / "run", export=tmp_path / "vae.pth"
-    )
+        data=str(tmp_path / "few.npz"), epochs=1, hidden_dim=32, latent_dim=4, batch_size=50,
+        workdir=tmp_path / "run", export=tmp_path / "vae.pth",
+    )  # fmt: skip
     model, (metrics,) = fit(config)
     assert 100 < metrics.test_loss < metrics.train_loss < 360
     assert metrics.train_loss == pytest.approx(metrics.train_bce + metrics.train_kld, rel=1e-12)
