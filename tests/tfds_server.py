@@ -139,12 +139,12 @@ def served(files: dict[str, bytes]) -> Iterator[Server]:
 
 
 def main() -> None:
-    from vae_jax import train
+    from vae_jax import TrainConfig, cli, fit
 
     files = {f"{name}.gz": gzip.compress(content, 1) for name, content in idx_files(load()).items()}
     tfds.builder_cls("mnist")  # imported before it is patched
     with served(files):
-        train.main()
+        cli.run(fit, TrainConfig, "python -m tests.tfds_server")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,9 @@ def load(path: Path | str) -> StateDict:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); name a weights file") from None
     except Exception as error:  # a damaged file can break the reader anywhere
         # PyTorch's own words would advise to run the code in it.
-        why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
+        why = (
+            "it is damaged, or holds more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
+        )
         writer = "safetensors.torch.save_file" if is_safetensors(path) else "torch.save"
         raise WeightsError(
             f"{path}: is not a file of plain tensors ({why}); expected one that {writer}(model.state_dict()) wrote"
