@@ -5,9 +5,8 @@ Nothing is guessed: a key too many or too few, a shape that does not fit, a valu
 """
 
 import dataclasses
-import os
+import io
 import pickle
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import tyro
 
 from vae_jax import cli
 from vae_jax.config import InputError, reason, require_writable
+from vae_jax.files import replacing
 
 Params = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 StateDict = dict[str, torch.Tensor]
@@ -175,20 +175,17 @@ def save(state_dict: StateDict, path: Path | str) -> None:
     Raises:
       OSError: It cannot be written; a file that stood there is still whole.
     """
-    as_safetensors = is_safetensors(path)
-    # Through links; to a temporary file in the same folder, then renamed over the old one in one step.
-    path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
-        with part.open("wb") as file:
-            if as_safetensors:
-                file.write(safetensors.torch.save(state_dict))
-            else:
-                torch.save(state_dict, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+    path = Path(path)
+    # In memory first: on a full disk, torch.save itself does not say what is wrong.
+    if is_safetensors(path):
+        content = safetensors.torch.save(state_dict)
+    else:
+        buffer = io.BytesIO()
+        torch.save(state_dict, buffer)
+        content = buffer.getvalue()
+    path.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(content)
 
 
 def _keys(layout: Layout) -> set[str]:

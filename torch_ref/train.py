@@ -18,13 +18,14 @@ from tqdm import tqdm
 from torch_ref import convert
 from torch_ref.model import VAE
 from vae_jax import cli
-from vae_jax.config import Binarize, TrainConfig
+from vae_jax.config import Binarize, RunConfig
+from vae_jax.data import Dataset as ImageSet
 from vae_jax.data import load
-from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses, lock
 
 
 @dataclasses.dataclass(frozen=True)
-class TorchTrainConfig(TrainConfig):
+class TorchTrainConfig(RunConfig):
     """Train the documented MNIST VAE with PyTorch: the same model, loss, optimizer and files as vae_jax.train."""
 
     workdir: Path = Path("runs/mnist-torch")
@@ -145,6 +146,12 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
     config.check()
     dataset = load(config.data, config.data_dir, config.max_data_gb)
     config.check_size(math.prod(dataset.image_shape))
+    with lock(config.workdir):
+        return _fit(config, dataset)
+
+
+def _fit(config: TorchTrainConfig, dataset: ImageSet) -> tuple[VAE, list[EpochMetrics]]:
+    """`fit` in a workdir that no other process is in."""
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = dataset.pixels(config.binarize)
@@ -163,7 +170,7 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[EpochMetrics]]:
 
     def draw() -> None:
         shown = np.stack([test_set[number][0] for number in range(min(RECONSTRUCTIONS, len(test_set)))])
-        log.draw(history, Coder(model, config.latent_dim, device), shown, dataset.image_shape)
+        log.draw(Coder(model, config.latent_dim, device), shown, dataset.image_shape)
 
     for epoch in range(1, config.epochs + 1):
         start = time.perf_counter()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 import tyro
 
 from vae_jax.config import InputError, NonFiniteLossError
+from vae_jax.signals import Interrupted
 
 Config = TypeVar("Config")
 
@@ -18,22 +20,31 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     """Runs `command` with the options that the user typed.
 
     Exits with one line on standard error and code 2 where they cannot be used, 1 where training diverges or the machine
-    gives out on the way (a full disk, say), 130 after Ctrl-C.
+    gives out on the way (a full disk, say), 130 after Ctrl-C and 143 after SIGTERM.
     """
+
+    def interrupt(signum: int, _: object) -> None:
+        raise Interrupted(signum)
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         command(parse(config_type, prog))
     except InputError as error:
         _say(error)
         sys.exit(2)
-    except (OSError, NonFiniteLossError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}; mend that and give the command again")
+        sys.exit(1)
+    except NonFiniteLossError as error:
         _say(error)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))
 
 
-def _say(error: Exception) -> None:
+def _say(error: Exception | str) -> None:
     """One line, whatever names and values stand in it."""
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
     print(f"error: {text}", file=sys.stderr)

@@ -2,10 +2,14 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
+import shlex
+import shutil
+import sys
 import tempfile
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 # The largest finite float32: a bigger rate or weight would be infinite on the device.
 FLOAT32_MAX = 3.4028235e38
@@ -17,6 +21,11 @@ INT32_MAX = 2**31 - 1
 RUN_FILES = ("config.json", "metrics.jsonl", "model.pth")
 PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 EVENTS = "tensorboard"
+CHECKPOINTS = "checkpoints"
+# The options that decide which model a run makes, epoch by epoch: a run is continued with the same ones only.
+MODEL_OPTIONS = (
+    "data", "binarize", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "beta", "seed", "init",
+)  # fmt: skip
 
 
 class InputError(ValueError):
@@ -35,8 +44,8 @@ class DataError(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Train the MNIST VAE (784-400-20-400-784) with JAX and export it as a PyTorch state dict."""
+class RunConfig:
+    """What the two training commands share."""
 
     data: str = "mnist"
     """Image set: mnist (bundled), tfds:NAME[/CONFIG][:VERSION], a folder of IDX files, or a FILE.npz."""
@@ -61,7 +70,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialization, shuffling and noise; the same seed gives the same model."""
     workdir: Path = Path("runs/mnist")
-    """Folder for config.json, metrics.jsonl, pictures and TensorBoard events."""
+    """Folder for config.json, metrics.jsonl, checkpoints, pictures and TensorBoard events."""
     export: Path = Path("vae.pth")
     """PyTorch state dict to write at the end."""
     pictures_every: int = 0
@@ -75,7 +84,7 @@ class TrainConfig:
         """Looks at every option, and at the places to write to, without changing anything.
 
         Raises:
-          InputError: An option is out of its range, a path cannot be written, or `workdir` holds a run already.
+          InputError: An option is out of its range, a path cannot be written, or `workdir` holds another run.
         """
         for name in ("epochs", "batch_size", "hidden_dim", "latent_dim"):
             value = getattr(self, name)
@@ -97,21 +106,37 @@ class TrainConfig:
             )
         self._require("binarize", self.binarize in get_args(Binarize), f"one of {', '.join(get_args(Binarize))}")
         self._require("max_data_gb", self.max_data_gb is None or self.max_data_gb > 0, "a number above 0")
-        require_writable("--export", self.export, Path(self.data))
+        require_writable("--export", self.export, *self.inputs)
         # A run's own file stands for the folder: the folder itself may be missing still.
         for name in (*RUN_FILES, *PICTURES):
-            require_writable("--workdir", self.workdir / name, Path(self.data))
-            if name in RUN_FILES and (self.workdir / name).exists() and not self.overwrite:
+            require_writable("--workdir", self.workdir / name, *self.inputs)
+        for name in (EVENTS, CHECKPOINTS):
+            if (self.workdir / name).exists() and not (self.workdir / name).is_dir():
+                raise InputError(f"--workdir {self.workdir}: {name} in it is not a folder; name another folder")
+        if not self.overwrite:
+            self.check_run()
+        export, workdir = self.export.resolve(), self.workdir.resolve()
+        taken = (*RUN_FILES, *PICTURES, EVENTS, CHECKPOINTS)
+        if export in (workdir, *workdir.parents, *(workdir / name for name in taken)):
+            raise InputError(f"--export {self.export}: that place is taken by --workdir {self.workdir}; name another")
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that the run reads, which it must not write."""
+        return (Path(self.data),)
+
+    def check_run(self) -> None:
+        """Checks that `workdir` holds no run.
+
+        Raises:
+          InputError: It does.
+        """
+        for name in (*RUN_FILES, CHECKPOINTS):
+            if (self.workdir / name).exists():
                 raise InputError(
                     f"--workdir {self.workdir}: holds a run already ({name});"
                     " add --overwrite to replace it or name another folder"
                 )
-
-        if (self.workdir / EVENTS).exists() and not (self.workdir / EVENTS).is_dir():
-            raise InputError(f"--workdir {self.workdir}: {EVENTS} in it is not a folder; name another folder")
-        export, workdir = self.export.resolve(), self.workdir.resolve()
-        if export in (workdir, *workdir.parents, *(workdir / name for name in (*RUN_FILES, *PICTURES, EVENTS))):
-            raise InputError(f"--export {self.export}: that place is taken by --workdir {self.workdir}; name another")
 
     def check_size(self, pixels: int) -> None:
         """Checks that the model for images of `pixels` pixels can fit into the machine's memory.
@@ -137,6 +162,91 @@ class TrainConfig:
             default = type(self).__dataclass_fields__[name].default
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} {getattr(self, name)}: expected {expected}; the default is {default}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Train the MNIST VAE (784-400-20-400-784) with JAX and export it as a PyTorch state dict.
+
+    Given again, the same command goes on from the newest checkpoint in workdir.
+    """
+
+    checkpoint_every: float = 60
+    """Seconds of training between two checkpoints; 0 writes one after every epoch."""
+    init: Path | None = None
+    """Start from the weights in this PyTorch file (.pth, .safetensors), and from its Adam state if it has one."""
+
+    def check(self) -> None:
+        """Looks at every option, and at the places to write to, without changing anything.
+
+        Raises:
+          InputError: An option is out of its range, a path cannot be written, or `workdir` holds a run that other
+            options made.
+        """
+        self._require("checkpoint_every", self.checkpoint_every >= 0, "a number of at least 0")
+        super().check()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that the run reads, which it must not write."""
+        return super().inputs if self.init is None else (*super().inputs, self.init)
+
+    @property
+    def command(self) -> str:
+        """The command that goes on with the run."""
+        python = "python" if shutil.which("python") == sys.executable else sys.executable
+        words = [python, "-m", "vae_jax.train"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default and field.name != "overwrite":
+                words += ["--" + field.name.replace("_", "-")] + ([] if value is True else [str(value)])
+        return shlex.join(words)
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether `workdir` holds a run that can be continued."""
+        folder = self.workdir / CHECKPOINTS
+        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+    def check_run(self) -> None:
+        """Checks that the run in `workdir`, if there is one, is one that these options continue.
+
+        Raises:
+          InputError: It is another, or nothing of it is left to go on from.
+        """
+        file = self.workdir / "config.json"
+        try:
+            options = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            options = None  # the checkpoints have them too
+        if isinstance(options, dict):
+            self.require_same_run(options)
+        if not self.has_checkpoints and (not isinstance(options, dict) or (self.workdir / "model.pth").exists()):
+            # No checkpoint is what a run leaves that was stopped before its first one: that one starts anew.
+            super().check_run()
+
+    def require_same_run(self, options: dict[str, Any]) -> None:
+        """Checks that a run with these options makes the model that one with `options`, as config.json has them, makes.
+
+        Raises:
+          InputError: It makes another one; the message has every option at fault, with its old and its new value.
+        """
+        where = f"--workdir {self.workdir}: holds a run"
+        if not set(options) >= {*MODEL_OPTIONS, "checkpoint_every"}:
+            raise InputError(
+                f"{where} of another program or version; add --overwrite to replace it or name another folder"
+            )
+        new = {name: getattr(self, name) for name in MODEL_OPTIONS}
+        changed = [
+            f"--{name.replace('_', '-')} was {options[name]}, now is {value}"
+            for name, value in new.items()
+            if options[name] != (str(value) if isinstance(value, Path) else value)
+        ]
+        if changed:
+            raise InputError(
+                f"{where} with other options: {'; '.join(changed)}; give the old ones to go on with it,"
+                " add --overwrite to replace it, or name another folder"
+            )
 
 
 def reason(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Image sets. `load` is the one way in; whatever the source, what comes out is a `Dataset`."""
 
 import sys
+import zlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,6 +35,11 @@ class Dataset(NamedTuple):
     def image_shape(self) -> tuple[int, ...]:
         """[height, width] or [height, width, channels]."""
         return self.train_images.shape[1:]
+
+    def checksum(self) -> int:
+        """CRC-32 of all images, training then test."""
+        train, test = (np.ascontiguousarray(images).data for images in (self.train_images, self.test_images))
+        return zlib.crc32(test, zlib.crc32(train))
 
     def pixels(self, rule: Binarize) -> Pixels:
         """What losses are on after `rule`; a set whose every pixel is black or white is binary without one."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vae_jax import cli
 from vae_jax.config import INT32_MAX, Binarize, InputError, require_writable
 from vae_jax.data import load
+from vae_jax.files import replacing
 from vae_jax.trained import read, require_pixels
 
 if TYPE_CHECKING:
@@ -173,8 +174,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if trained.options.get("beta", 1) != 1:
         print(f"the run was trained with beta {trained.options['beta']}; here the loss is bce + kld")
     if config.json is not None:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(evaluation.to_json() + "\n")
+        config.json.resolve().parent.mkdir(parents=True, exist_ok=True)
+        with replacing(config.json) as part:
+            part.write_text(evaluation.to_json() + "\n")
         print(f"saved {config.json}")
     return evaluation
 

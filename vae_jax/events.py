@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (protobuf's)
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (protobuf's)
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from vae_jax.config import TrainConfig
+from vae_jax.config import RunConfig
 from vae_jax.data import Pixels
 from vae_jax.log import EpochMetrics
 
@@ -22,10 +22,18 @@ class Events:
     """Writes scalars, pictures and hyperparameters, each readable as soon as it is written.
 
     Scalars are named after the fields of `EpochMetrics`: `train/loss`, `test/kld` and so on, and `seconds`.
+
+    Args:
+      folder: Where the event file goes.
+      config: The options.
+      pixels: Kind of the pixels.
+      epoch: The first one to be written.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, pixels: Pixels):
+    def __init__(self, folder: Path, config: RunConfig, pixels: Pixels, epoch: int):
         self._writer = EventFileWriter(str(folder))
+        # What a run that died has written of this epoch and later ones is no longer shown.
+        self._add(Event(step=epoch, session_log=SessionLog(status=SessionLog.START)))
         options = {
             name: value if isinstance(value, int | float) else str(value)
             for name, value in (dataclasses.asdict(config) | {"pixels": pixels}).items()
@@ -54,5 +62,9 @@ class Events:
         self._writer.close()
 
     def _write(self, summary: Summary, epoch: int = 0) -> None:
-        self._writer.add_event(Event(wall_time=time.time(), step=epoch, summary=summary))
+        self._add(Event(step=epoch, summary=summary))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.add_event(event)
         self._writer.flush()

@@ -1,4 +1,4 @@
-"""What a run leaves behind and tells: config.json, metrics.jsonl, a line an epoch, pictures, TensorBoard events.
+"""What a run leaves in its folder and tells: config.json, metrics.jsonl, a line an epoch, pictures, TensorBoard events.
 
 Imports neither jax nor torch, and what draws only when it draws.
 """
@@ -8,13 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vae_jax.config import EVENTS, PICTURES, RUN_FILES, NonFiniteLossError, TrainConfig
+from vae_jax.config import CHECKPOINTS, EVENTS, PICTURES, RUN_FILES, InputError, NonFiniteLossError, RunConfig
 from vae_jax.data import Pixels
+from vae_jax.files import replacing, sweep
 
 if TYPE_CHECKING:
     from vae_jax.pictures import Coder
@@ -44,27 +48,67 @@ def describe_losses(pixels: Pixels) -> str:
     return f"losses are nats per image, a cross entropy on {pixels} pixels{warning}"
 
 
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Makes the folder, and keeps every other process of ours out of it within the block.
+
+    Raises:
+      InputError: Another process is in it.
+    """
+    import filelock
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(workdir / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(
+            f"--workdir {workdir}: another process is training in it; wait for its end, or name another folder"
+        ) from None
+
+
 class RunLog:
-    """Writes a run's files and prints its lines. Creating one replaces what an earlier run left in the folder.
+    """Writes a run's files and prints its lines.
 
     config.json holds the options, and what they alone do not tell: the shape of an image and the kind of its pixels.
+
+    Args:
+      config: The options.
+      image_shape: Of each image: height and width, and channels if it has any.
+      pixels: Kind of the pixels.
+      history: The epochs behind a run that goes on, whose other files stay; without it, whatever an earlier run left
+        in the folder is removed.
     """
 
-    def __init__(self, config: TrainConfig, image_shape: tuple[int, ...], pixels: Pixels):
+    def __init__(
+        self,
+        config: RunConfig,
+        image_shape: tuple[int, ...],
+        pixels: Pixels,
+        history: Sequence[EpochMetrics] | None = None,
+    ):
         self._config = config
-        config.workdir.mkdir(parents=True, exist_ok=True)
-        for name in (*RUN_FILES, *PICTURES):
-            (config.workdir / name).unlink(missing_ok=True)
-        for old in (config.workdir / EVENTS).glob("events.out.tfevents.*"):
-            old.unlink()
+        self._history = list(history or ())
+        workdir = config.workdir
+        for path in (config.export, *(workdir / name for name in (*RUN_FILES, *PICTURES))):
+            sweep(path)
+        if history is None:
+            # First the checkpoints: none may ever stand next to the options of another run.
+            if (workdir / CHECKPOINTS).exists():
+                shutil.rmtree(workdir / CHECKPOINTS)
+            for name in ("model.pth", *PICTURES):
+                (workdir / name).unlink(missing_ok=True)
+            for old in (workdir / EVENTS).glob("events.out.tfevents.*"):
+                old.unlink()
+        self._write_metrics()
         described = dataclasses.asdict(config) | {"image_shape": image_shape, "pixels": pixels}
-        text = json.dumps(described, indent=2, default=str)
-        (config.workdir / "config.json").write_text(text + "\n")
+        with replacing(workdir / "config.json") as part:
+            part.write_text(json.dumps(described, indent=2, default=str) + "\n")
         self._events = None
         if config.tensorboard:
             from vae_jax.events import Events
 
-            self._events = Events(config.workdir / EVENTS, config, pixels)
+            self._events = Events(workdir / EVENTS, config, pixels, len(self._history) + 1)
 
     def add(self, metrics: EpochMetrics) -> None:
         """Appends to metrics.jsonl and prints a line, whose parts add up to its loss in the printed digits too.
@@ -77,8 +121,8 @@ class RunLog:
                 f"epoch {metrics.epoch}: the training loss is {metrics.train_loss}, the test loss {metrics.test_loss};"
                 " nothing exported; try a lower --learning-rate or --beta"
             )
-        with (self._config.workdir / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+        self._history.append(metrics)
+        self._write_metrics()
         if self._events:
             self._events.add(metrics)
         loss = round(metrics.train_loss, 2)
@@ -91,14 +135,16 @@ class RunLog:
             flush=True,
         )
 
-    def draw(
-        self, history: Sequence[EpochMetrics], model: Coder, images: np.ndarray, image_shape: tuple[int, ...]
-    ) -> None:
+    def _write_metrics(self) -> None:
+        # All of it, every time: half a line is never there to be read.
+        with replacing(self._config.workdir / "metrics.jsonl") as part:
+            part.write_text("".join(json.dumps(dataclasses.asdict(metrics)) + "\n" for metrics in self._history))
+
+    def draw(self, model: Coder, images: np.ndarray, image_shape: tuple[int, ...]) -> None:
         """Draws reconstructions.png, samples.png and curves.png.
 
         Args:
-          history: The epochs so far.
-          model: The model after the last of them.
+          model: The model after the last epoch.
           images: Test images to reconstruct, pixels in [0, 1], [images, pixels].
           image_shape: Of each image: height and width, and channels if it has any.
         """
@@ -109,13 +155,13 @@ class RunLog:
         figures = (
             pictures.figure(pictures.reconstruct(model, images[:RECONSTRUCTIONS]), image_shape),
             pictures.figure(pictures.sample(model, rng, SAMPLES), image_shape),
-            plots.curves(history),
+            plots.curves(self._history),
         )
         for name, figure in zip(PICTURES, figures, strict=True):
             rgb = plots.pixels(figure)
             plots.save(rgb, self._config.workdir / name)
             if self._events:
-                self._events.draw(name.removesuffix(".png"), rgb, history[-1].epoch)
+                self._events.draw(name.removesuffix(".png"), rgb, self._history[-1].epoch)
 
     def close(self) -> None:
         """Ends the event file."""

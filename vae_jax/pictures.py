@@ -6,15 +6,14 @@ Each kind is a function of a `Coder`; imports neither jax nor torch, and matplot
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+
+from vae_jax.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,6 +180,7 @@ def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
     Raises:
       OSError: It cannot be written; a file that stood there is still whole.
     """
+    path.resolve().parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         with replacing(path) as part:
             np.savez_compressed(
@@ -195,19 +195,3 @@ def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
     from vae_jax import plots
 
     plots.save(plots.pixels(figure(picture, image_shape)), path)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which takes the place of `path` in one step once it is whole.
-
-    Raises:
-      OSError: It cannot be written; a file that stood there is still whole.
-    """
-    # Through links; in the same folder, as only there renaming is one step.
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".vae_jax-") as folder:
-        part = Path(folder) / path.name
-        yield part
-        part.replace(path)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from vae_jax.files import replacing
 from vae_jax.log import EpochMetrics
-from vae_jax.pictures import replacing
 
 DPI = 100
 GAP = 2  # between the images of a grid, in pixels of the images

@@ -1,4 +1,4 @@
-"""A whole training run: data, state, epochs, metrics, vae.pth. `python -m vae_jax.train --help` lists the options.
+"""A whole training run: data, state, epochs, metrics, checkpoints, vae.pth. `python -m vae_jax.train --help`.
 
 jax is imported by `fit`, not by this module, so that `--help` and wrong options are answered at once.
 """
@@ -7,130 +7,207 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from vae_jax import cli
-from vae_jax.config import TrainConfig
-from vae_jax.data import load
-from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses
+from vae_jax import cli, signals
+from vae_jax.config import PICTURES, InputError, TrainConfig
+from vae_jax.data import Dataset, Pixels, load
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses, lock
 from vae_jax.trained import Trained
 
 if TYPE_CHECKING:
-    from vae_jax.objective import Losses
+    from jax import Array
+
+    from vae_jax.checkpoint import Checkpoints, Progress
     from vae_jax.steps import TrainState
 
-# The progress bar moves once in so many floating-point operations: 2 seconds on a CPU that does 20 GFLOP/s.
+# The progress bar moves, and a signal is heeded, once in so many floating-point operations: 2 seconds on a CPU that
+# does 20 GFLOP/s.
 STRETCH_FLOPS = 40e9
 
 
 def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     """Trains as the options say, and writes the exported state dict and all that belongs into the workdir.
 
+    A run that the workdir holds goes on from its newest checkpoint, and ends as if it had never stopped.
+
     Returns:
       The state after the last epoch, and the averages of every epoch.
 
     Raises:
       InputError: An option cannot be used; raised before anything is computed or written.
-      NonFiniteLossError: The loss of an epoch is not finite; nothing is exported.
-      OSError: A file cannot be written; the exported one that stood there before is still whole.
+      NonFiniteLossError: A loss is not finite; nothing is exported, and the checkpoints before it stay.
+      OSError: A file cannot be written; an older one in its place, and every checkpoint, is still whole.
+      Interrupted: Ctrl-C or SIGTERM came while training; a checkpoint has been written.
     """
     config.check()
     dataset = load(config.data, config.data_dir, config.max_data_gb)
     config.check_size(math.prod(dataset.image_shape))
+    with lock(config.workdir):
+        try:
+            return _fit(config, dataset)
+        except KeyboardInterrupt:
+            print(f"to go on: {config.command}", flush=True)
+            raise
 
+
+def _fit(config: TrainConfig, dataset: Dataset) -> tuple[TrainState, list[EpochMetrics]]:
+    """`fit` in a workdir that no other process is in."""
     import jax
     import jax.numpy as jnp
 
     from vae_jax import steps
     from vae_jax.binarize import binarize
+    from vae_jax.checkpoint import Checkpoints, Progress
     from vae_jax.model import to_pixels
 
+    image_shape, pixels = dataset.image_shape, dataset.pixels(config.binarize)
     train_images, test_images = (
         jnp.asarray(images.reshape(len(images), -1)) for images in (dataset.train_images, dataset.test_images)
     )
-    count = len(train_images)
-    batch_size = min(config.batch_size, count)
-    state = steps.create_state(config, train_images.shape[1])
+    checkpoints = Checkpoints(config, len(train_images), train_images.shape[1], dataset.checksum())
+    progress = None if config.overwrite else checkpoints.newest()
+    if progress is None:
+        progress = Progress(steps.create_state(config, train_images.shape[1]))
+        log = RunLog(config, image_shape, pixels)
+    else:
+        if len(progress.history) + bool(progress.bce) > config.epochs:
+            raise InputError(
+                f"--epochs {config.epochs}: {config.workdir} is after {progress}; give more epochs to go on with it,"
+                " add --overwrite to replace it, or name another --workdir"
+            )
+        log = RunLog(config, image_shape, pixels, progress.history)
+
+    state = progress.state
     # Under `dynamic`, training draws for itself; the test images are drawn once, so that epochs can be compared.
     train_rule = "none" if state.dynamic else config.binarize
     train_images = binarize(train_images, train_rule, jax.random.fold_in(state.key, steps.PIXELS))
     test_images = binarize(test_images, config.binarize, jax.random.fold_in(state.key, steps.TEST_PIXELS))
-    pixels = dataset.pixels(config.binarize)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
-        f"{config.data}: {count:,} training and {len(test_images):,} test images"
-        f" of {' x '.join(map(str, dataset.image_shape))}; {parameters:,} parameters;"
+        f"{config.data}: {len(train_images):,} training and {len(test_images):,} test images"
+        f" of {' x '.join(map(str, image_shape))}; {parameters:,} parameters;"
         f" {jax.devices()[0].device_kind}"
         f"\n{describe_losses(pixels)}",
         flush=True,
     )
 
+    def draw() -> None:
+        shown = np.asarray(to_pixels(test_images[:RECONSTRUCTIONS]))
+        sizes = config.hidden_dim, config.latent_dim, shown.shape[1]
+        log.draw(Trained(*sizes, progress.state.params, {}), shown, image_shape)
+
+    if len(progress.history) < config.epochs:
+        if progress.history or progress.bce:
+            print(f"{config.workdir}: goes on after {progress}", flush=True)
+        _train(config, progress, train_images, test_images, pixels, checkpoints, log, draw)
+    else:
+        print(
+            f"{config.workdir}: finished, {config.epochs} epochs; a larger --epochs trains on, --overwrite starts anew",
+            flush=True,
+        )
+
+    # It stands only beside the last checkpoint, and is written after the export: where it is, all has been exported.
+    model = config.workdir / "model.pth"
+    if not (model.exists() and config.export.exists()):
+        from torch_ref import convert
+
+        state_dict = convert.to_state_dict(jax.device_get(progress.state.params))
+        convert.save(state_dict, config.export)
+        convert.save(state_dict, model)
+        if convert.is_safetensors(config.export):
+            call = f'safetensors.torch.load_file("{config.export}")'
+        else:
+            call = f'torch.load("{config.export}", weights_only=True)'
+        print(f"saved {config.export}; load it with {call}", flush=True)
+    # After the model: nothing that goes wrong with them may cost it.
+    if not all((config.workdir / name).exists() for name in PICTURES):
+        draw()
+    log.close()
+    return progress.state, progress.history
+
+
+def _train(
+    config: TrainConfig,
+    progress: Progress,
+    train_images: Array,
+    test_images: Array,
+    pixels: Pixels,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    draw: Callable[[], None],
+) -> None:
+    """Trains to the end of the last epoch; `progress` moves along."""
+    import jax
+    import jax.numpy as jnp
+
+    from vae_jax import steps
+
+    count = len(train_images)
+    batch_size = min(config.batch_size, count)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(progress.state.params))
+
     # All compiled ahead, so that the seconds of an epoch are those of its training.
-    steps.shuffled_batches(state.key, 0, count, batch_size).block_until_ready()
+    steps.shuffled_batches(progress.state.key, 0, count, batch_size).block_until_ready()
     test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
-    eval_epoch = steps.eval_epoch.lower(state, test_images, test_batches).compile()
+    eval_epoch = steps.eval_epoch.lower(progress.state, test_images, test_batches).compile()
     stretches = stretch_steps(math.ceil(count / batch_size), 6 * batch_size * parameters)
     train = {
         length: steps.train_epoch.lower(
-            state, train_images, jax.ShapeDtypeStruct((length, batch_size), jnp.int32)
+            progress.state, train_images, jax.ShapeDtypeStruct((length, batch_size), jnp.int32)
         ).compile()
         for length in {len(stretch) for stretch in stretches}
     }
 
-    log = RunLog(config, dataset.image_shape, pixels)
-    history = []
-
-    def draw() -> None:
-        shown = np.asarray(to_pixels(test_images[:RECONSTRUCTIONS]))
-        trained = Trained(config.hidden_dim, config.latent_dim, shown.shape[1], state.params, {})
-        log.draw(history, trained, shown, dataset.image_shape)
-
-    for epoch in range(1, config.epochs + 1):
-        start = time.perf_counter()
-        batches = steps.shuffled_batches(state.key, epoch, count, batch_size)
-        train_sums: list[Losses] = []
-        # Gone before the line of the epoch is printed; not there at all where the output is no terminal.
-        with tqdm(
-            total=count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None
-        ) as bar:
-            for stretch in stretches:
-                state, sums = train[len(stretch)](state, train_images, batches[stretch.start : stretch.stop])
-                if train_sums:
-                    # One stretch behind, so that the device always has the next one at hand.
-                    train_sums[-1].loss.block_until_ready()
-                    bar.update(len(train_sums[-1].loss) * batch_size)
-                train_sums.append(sums)
-            state.step.block_until_ready()
-        seconds = time.perf_counter() - start
-        metrics = EpochMetrics(
-            epoch,
-            *_averages(train_sums, count, config.beta),
-            *_averages([eval_epoch(state, test_images, test_batches)], len(test_images), config.beta),
-            seconds,
-            pixels,
-        )
-        history.append(metrics)
-        log.add(metrics)
-        if epoch < config.epochs and config.draws_pictures(epoch):
-            draw()
-
-    from torch_ref import convert
-
-    # Before the last pictures: nothing that goes wrong with them may cost the model.
-    state_dict = convert.to_state_dict(jax.device_get(state.params))
-    convert.save(state_dict, config.workdir / "model.pth")
-    convert.save(state_dict, config.export)
-    if convert.is_safetensors(config.export):
-        call = f'safetensors.torch.load_file("{config.export}")'
-    else:
-        call = f'torch.load("{config.export}", weights_only=True)'
-    print(f"saved {config.export}; load it with {call}", flush=True)
-    draw()
-    log.close()
-    return state, history
+    with signals.noted() as stop:
+        while len(progress.history) < config.epochs:
+            epoch = len(progress.history) + 1
+            start = time.perf_counter() - progress.seconds
+            batches = steps.shuffled_batches(progress.state.key, epoch, count, batch_size)
+            rest = [stretch for stretch in stretches if stretch.start >= len(progress.bce)]
+            # Gone before the line of the epoch is printed; not there at all where the output is no terminal.
+            with tqdm(
+                total=count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None
+            ) as bar:
+                for stretch in rest:
+                    bar.update(stretch.start * batch_size - bar.n)
+                    progress.advance(
+                        *train[len(stretch)](progress.state, train_images, batches[stretch.start : stretch.stop])
+                    )
+                    due = stop.signum is not None or (config.checkpoint_every > 0 and checkpoints.due())
+                    if due and stretch is not rest[-1]:
+                        progress.settle()
+                        progress.seconds = time.perf_counter() - start
+                        checkpoints.save(progress)
+                        stop.obey()
+                        start = time.perf_counter() - progress.seconds
+                progress.settle()
+            seconds = time.perf_counter() - start
+            test = eval_epoch(progress.state, test_images, test_batches)
+            metrics = EpochMetrics(
+                epoch,
+                *_averages(progress.bce, progress.kld, count, config.beta),
+                *_averages(np.asarray(test.bce), np.asarray(test.kld), len(test_images), config.beta),
+                seconds,
+                pixels,
+            )
+            log.add(metrics)
+            progress.end_epoch(metrics)
+            is_last = epoch == config.epochs
+            if is_last:
+                # They are of an earlier epoch, and stand for a finished run.
+                for name in ("model.pth", *PICTURES):
+                    (config.workdir / name).unlink(missing_ok=True)
+            elif config.draws_pictures(epoch):
+                draw()
+            # In time, and where possible after an epoch: there it has a test loss.
+            if is_last or stop.signum is not None or checkpoints.due(ahead=seconds):
+                checkpoints.save(progress)
+            stop.obey()
 
 
 def stretch_steps(steps: int, step_flops: int) -> list[range]:
@@ -143,11 +220,10 @@ def stretch_steps(steps: int, step_flops: int) -> list[range]:
     return [range(steps)[start : start + length] for start in range(0, steps, length)]
 
 
-def _averages(sums: list[Losses], images: int, beta: float) -> tuple[float, float, float]:
+def _averages(bce: Iterable[float], kld: Iterable[float], images: int, beta: float) -> tuple[float, float, float]:
     """loss, bce and kld per image. Summed in float64, where loss = bce + beta * kld holds to the last printed digit."""
-    bce = math.fsum(np.concatenate([part.bce for part in sums]).tolist()) / images
-    kld = math.fsum(np.concatenate([part.kld for part in sums]).tolist()) / images
-    return bce + beta * kld, bce, kld
+    bce_mean, kld_mean = math.fsum(bce) / images, math.fsum(kld) / images
+    return bce_mean + beta * kld_mean, bce_mean, kld_mean
 
 
 if __name__ == "__main__":

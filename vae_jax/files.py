@@ -1,0 +1,43 @@
+"""Files that are there whole or not at all: each is written apart and takes its place in one step."""
+
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vae_jax.config import reason
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which takes the place of `path` once it is whole and on the disk.
+
+    Raises:
+      OSError: It cannot be written, with `path` as its filename; a file that stood there is still whole.
+    """
+    # Through links; in the same folder, as only there renaming is one step.
+    target = path.resolve()
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=_prefix(target)) as folder:
+            part = Path(folder) / target.name
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or reason(error), str(path)) from None
+
+
+def sweep(path: Path) -> None:
+    """Removes what a process that was killed while it wrote `path` has left next to it."""
+    target = path.resolve()
+    for left in target.parent.glob(glob.escape(_prefix(target)) + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _prefix(target: Path) -> str:
+    # A name has at most 255 bytes, and a character up to 4.
+    return f".{target.name[:50]}.part-"
