@@ -1,12 +1,25 @@
 """Strict numerics for every test: no silent change of dtype or rank, and full-precision products."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import hypothesis
 import jax
 import numpy as np
 import pytest
 import torch
 
-from vae_jax import TrainConfig, create_state, load, shuffled_batches, train_epoch
+import torch_ref.train
+import vae_jax.train
+from vae_jax import Dataset, TrainConfig, create_state, load, shuffled_batches, train_epoch
+
+# What one test process or command has compiled, the others need not: set before they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vae_jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # The same examples every time; what they cost in time is no matter for a test.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -23,6 +36,14 @@ jax.config.update("jax_default_matmul_precision", "highest")
 @pytest.fixture(scope="session")
 def mnist():
     return load("mnist")
+
+
+@pytest.fixture
+def few_images(monkeypatch, mnist):
+    """The first images of MNIST, enough to train on for a moment, in the place of every set."""
+    few = Dataset(*(array[:600] for array in mnist))
+    for module in (vae_jax.train, torch_ref.train):
+        monkeypatch.setattr(module, "load", lambda *_: few)
 
 
 @pytest.fixture(scope="session")

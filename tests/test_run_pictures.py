@@ -9,17 +9,8 @@ from PIL import Image
 import torch_ref.train
 import vae_jax.train
 from vae_jax.config import InputError, TrainConfig
-from vae_jax.data import Dataset, load
 
 PICTURES = ["curves.png", "reconstructions.png", "samples.png"]
-
-
-@pytest.fixture
-def few_images(monkeypatch):
-    """The first images of MNIST: enough to train on for a moment."""
-    few = Dataset(*(array[:600] for array in load()))
-    for module in (vae_jax.train, torch_ref.train):
-        monkeypatch.setattr(module, "load", lambda *_: few)
 
 
 def options(tmp_path, **changes) -> dict:
@@ -59,7 +50,7 @@ def test_a_run_leaves_pictures_and_events(tmp_path, config_type, fit):
 @pytest.mark.usefixtures("few_images")
 def test_pictures_are_drawn_when_asked_for(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("vae_jax.log.RunLog.draw", lambda _self, history, *_: drawn.append(history[-1].epoch))
+    monkeypatch.setattr("vae_jax.log.RunLog.draw", lambda log, *_: drawn.append(log._history[-1].epoch))
     for every, expected in ((0, [5]), (2, [2, 4, 5])):
         drawn.clear()
         config = TrainConfig(**options(tmp_path, epochs=5, pictures_every=every, overwrite=True))

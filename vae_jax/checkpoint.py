@@ -1,6 +1,6 @@
 """Checkpoints of a run: all that it takes to go on as if it had never stopped. Orbax writes and reads them.
 
-Each carries a digest of its content, for what the file format itself does not notice: a flipped bit in a weight, say.
+Each has the digests of its files in SHA256SUMS (`sha256sum -c` knows the form): Orbax is only ever given whole ones.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import flax.serialization
@@ -28,10 +29,12 @@ import orbax.checkpoint as ocp
 
 from vae_jax import steps
 from vae_jax.config import CHECKPOINTS, InputError, NonFiniteLossError, TrainConfig, reason
+from vae_jax.files import replacing
 from vae_jax.log import EpochMetrics
 
 # Checkpoints that are kept beside the one with the lowest test loss.
 NEWEST = 2
+SUMS = "SHA256SUMS"
 
 
 @dataclasses.dataclass
@@ -178,21 +181,21 @@ class Checkpoints:
             "kld": progress.kld,
             "seconds": progress.seconds,
         }
-        notes = json.loads(json.dumps(notes, default=str))  # as it will be read
+        notes = json.loads(json.dumps(notes, default=str))  # paths as text
         try:
             if not self._config.workdir.is_dir():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # Orbax would make another one
             for later in self._numbers():
                 if later >= number:  # damaged: it was passed over
                     self._delete(later)
+            part = self._folder / f"{number}.part"
             with _silenced():
                 self._orbax.save(
-                    self._folder / str(number),
-                    ocp.args.Composite(
-                        state=ocp.args.PyTreeSave(arrays),
-                        notes=ocp.args.JsonSave(notes | {"digest": _digest(arrays, notes)}),
-                    ),
+                    part, ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), notes=ocp.args.JsonSave(notes))
                 )
+            with replacing(part / SUMS) as sums:
+                sums.write_text(_sums(part))
+            part.rename(self._folder / str(number))
             self._newest = number
             for old in self._numbers():
                 if old not in self._kept(progress.history):
@@ -205,15 +208,16 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def _read(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        folder = self._folder / str(number)
+        expected, found = (set(text.splitlines()) for text in ((folder / SUMS).read_text(), _sums(folder)))
+        if expected != found:
+            names = sorted({line.split("  ", 1)[-1] for line in expected ^ found})
+            raise ValueError(f"{SUMS} does not match {names[0]}")
         with _silenced():
-            found = self._orbax.restore(
-                self._folder / str(number),
-                ocp.args.Composite(state=ocp.args.PyTreeRestore(), notes=ocp.args.JsonRestore()),
+            checkpoint = self._orbax.restore(
+                folder, ocp.args.Composite(state=ocp.args.PyTreeRestore(), notes=ocp.args.JsonRestore())
             )
-        arrays, notes = found["state"], found["notes"]
-        if notes.pop("digest") != _digest(arrays, notes):
-            raise ValueError("its content does not match its digest")
-        return arrays, notes
+        return checkpoint["state"], checkpoint["notes"]
 
     def _numbers(self) -> list[int]:
         """The steps of the checkpoints that are there, oldest first."""
@@ -239,12 +243,14 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _digest(arrays: dict[str, Any], notes: dict[str, Any]) -> str:
-    sha = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
-    for path, leaf in jax.tree.leaves_with_path(arrays):
-        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        sha.update(leaf.tobytes())
-    return sha.hexdigest()
+def _sums(folder: Path) -> str:
+    """A line for each file in a checkpoint: its digest, and its path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder) != Path(SUMS))
+    lines = []
+    for path in files:
+        with path.open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
+    return "".join(lines)
 
 
 @contextmanager

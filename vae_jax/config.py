@@ -171,7 +171,7 @@ class TrainConfig(RunConfig):
     Given again, the same command goes on from the newest checkpoint in workdir.
     """
 
-    checkpoint_every: float = 60
+    checkpoint_every: float = 60.0
     """Seconds of training between two checkpoints; 0 writes one after every epoch."""
     init: Path | None = None
     """Start from the weights in this PyTorch file (.pth, .safetensors), and from its Adam state if it has one."""

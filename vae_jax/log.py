@@ -100,10 +100,10 @@ class RunLog:
                 (workdir / name).unlink(missing_ok=True)
             for old in (workdir / EVENTS).glob("events.out.tfevents.*"):
                 old.unlink()
-        self._write_metrics()
         described = dataclasses.asdict(config) | {"image_shape": image_shape, "pixels": pixels}
         with replacing(workdir / "config.json") as part:
             part.write_text(json.dumps(described, indent=2, default=str) + "\n")
+        self._write_metrics()  # after the options: with them alone, a run can be begun again
         self._events = None
         if config.tensorboard:
             from vae_jax.events import Events

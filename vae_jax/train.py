@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -191,7 +191,7 @@ def _train(
             metrics = EpochMetrics(
                 epoch,
                 *_averages(progress.bce, progress.kld, count, config.beta),
-                *_averages(np.asarray(test.bce), np.asarray(test.kld), len(test_images), config.beta),
+                *_averages(np.asarray(test.bce).tolist(), np.asarray(test.kld).tolist(), len(test_images), config.beta),
                 seconds,
                 pixels,
             )
@@ -220,7 +220,7 @@ def stretch_steps(steps: int, step_flops: int) -> list[range]:
     return [range(steps)[start : start + length] for start in range(0, steps, length)]
 
 
-def _averages(bce: Iterable[float], kld: Iterable[float], images: int, beta: float) -> tuple[float, float, float]:
+def _averages(bce: list[float], kld: list[float], images: int, beta: float) -> tuple[float, float, float]:
     """loss, bce and kld per image. Summed in float64, where loss = bce + beta * kld holds to the last printed digit."""
     bce_mean, kld_mean = math.fsum(bce) / images, math.fsum(kld) / images
     return bce_mean + beta * kld_mean, bce_mean, kld_mean

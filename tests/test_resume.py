@@ -1,0 +1,488 @@
+"""A run that cannot be lost: whatever ends it, the same command goes on and makes the very same model."""
+
+import dataclasses
+import json
+import pkgutil
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import vae_jax.train
+from torch_ref.train import TorchTrainConfig
+from torch_ref.train import fit as torch_fit
+from vae_jax import Dataset, InputError, TrainConfig, cli, fit
+from vae_jax.checkpoint import Checkpoints
+from vae_jax.config import NonFiniteLossError
+from vae_jax.log import RunLog, lock
+
+STEPS = 5  # of an epoch of 600 images
+
+
+def options(folder: Path, **changes) -> TrainConfig:
+    """3 epochs, a checkpoint after every step."""
+    settings = {"epochs": 3, "hidden_dim": 16, "latent_dim": 4, "checkpoint_every": 1e-9} | changes
+    return TrainConfig(workdir=folder / "run", export=folder / "vae.pth", **settings)
+
+
+def few(mnist: Dataset) -> Dataset:
+    return Dataset(*(array[:600] for array in mnist))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, mnist):
+    """600 images, a place to stop after every step, and pictures that cost nothing."""
+
+    def draw(log: RunLog, *_: object) -> None:
+        for name in vae_jax.train.PICTURES:
+            (log._config.workdir / name).write_text(str(len(log._history)))
+
+    monkeypatch.setattr(vae_jax.train, "load", lambda *_: few(mnist))
+    monkeypatch.setattr(vae_jax.train, "STRETCH_FLOPS", 1)
+    monkeypatch.setattr(RunLog, "draw", draw)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, mnist):
+    """A run that nothing has disturbed, with one checkpoint, at its end."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_jax.train, "load", lambda *_: few(mnist))
+        fit(options(folder, checkpoint_every=60.0))
+    return folder
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what no two runs share."""
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def numbers(folder: Path) -> list[int]:
+    """The checkpoints that are there; nothing else is."""
+    return sorted(int(path.name) for path in (folder / "run/checkpoints").iterdir())
+
+
+def require_same(folder: Path, undisturbed: Path) -> None:
+    """A finished run: the same model and metrics, and nothing left over."""
+    for name in ("vae.pth", "run/model.pth"):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert metrics(folder) == metrics(undisturbed)
+    assert numbers(folder)[-1] == numbers(undisturbed)[-1]
+    assert {path.name for path in folder.iterdir()} == {"run", "vae.pth"}
+    assert {path.name for path in (folder / "run").iterdir()} == {path.name for path in (undisturbed / "run").iterdir()}
+
+
+def newest(config: TrainConfig, mnist: Dataset):
+    images = few(mnist)
+    return Checkpoints(config, 600, 784, images.checksum()).newest()
+
+
+def command(monkeypatch, capsys, config: TrainConfig) -> tuple[int, str, str]:
+    """Runs the command with these options: exit code, standard output, standard error."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["train", *config.command.split()[3:]])
+    try:
+        cli.run(fit, TrainConfig, "train")
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    return (code, *capsys.readouterr())
+
+
+class Died(BaseException):
+    """In the place of a kill: nothing in the product catches it."""
+
+
+# Between any two of these calls, something that lasts has changed.
+MOMENTS = (
+    "vae_jax.log.RunLog.__init__",
+    "vae_jax.log.RunLog.add",
+    "vae_jax.log.RunLog.draw",
+    "vae_jax.log.RunLog.close",
+    "vae_jax.checkpoint.Checkpoints.save",
+    "vae_jax.checkpoint.Checkpoints._delete",
+    "shutil.rmtree",
+    "pathlib.Path.rename",
+    "pathlib.Path.replace",
+    "pathlib.Path.unlink",
+    "torch_ref.convert.save",
+)
+
+
+def test_death_between_any_two_changes(tmp_path, undisturbed, monkeypatch):
+    calls, last = 0, 0
+
+    def mortal(function):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise Died
+            return function(*args, **kwargs)
+
+        return call
+
+    for moment in MOMENTS:
+        owner, name = moment.rsplit(".", 1)
+        found = pkgutil.resolve_name(owner)
+        monkeypatch.setattr(found, name, mortal(getattr(found, name)))
+    fit(options(tmp_path / "counted"))
+    assert calls > 80
+    for moment in range(1, calls + 1, 13):
+        folder = tmp_path / str(moment)
+        calls, last = 0, moment
+        with pytest.raises(Died):
+            fit(options(folder))
+        last = 0
+        fit(options(folder))
+        require_same(folder, undisturbed)
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
+    fit(options(tmp_path, epochs=4, checkpoint_every=0.0))
+    assert numbers(tmp_path) == [3 * STEPS, 4 * STEPS]
+    # Too high a rate: the first epoch is the best one.
+    fit(options(tmp_path / "bad", epochs=4, checkpoint_every=0.0, learning_rate=0.1))
+    losses = [epoch["test_loss"] for epoch in metrics(tmp_path / "bad")]
+    best = 1 + losses.index(min(losses))
+    assert numbers(tmp_path / "bad") == sorted({best * STEPS, 3 * STEPS, 4 * STEPS})
+
+
+def test_a_finished_run(tmp_path, undisturbed, monkeypatch, capsys):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    config = options(tmp_path, checkpoint_every=60.0)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".png", ".pth")}
+    code, output, _ = command(monkeypatch, capsys, config)
+    assert code == 0
+    assert output.splitlines()[-1].startswith(f"{config.workdir}: finished, 3 epochs; ")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for name in ("vae.pth", "run/model.pth", "run/samples.png"):
+        (tmp_path / name).unlink()
+        assert command(monkeypatch, capsys, config)[0] == 0
+        require_same(tmp_path, undisturbed)
+
+
+def test_more_epochs_train_on(tmp_path, undisturbed, monkeypatch, capsys):
+    shutil.copytree(undisturbed, tmp_path / "on", dirs_exist_ok=True)
+    longer = {"epochs": 5, "checkpoint_every": 0.0}
+    code, output, _ = command(monkeypatch, capsys, options(tmp_path / "on", **longer))
+    assert code == 0
+    assert f"{tmp_path}/on/run: goes on after epoch 3\n" in output
+    fit(options(tmp_path / "straight", **longer))
+    require_same(tmp_path / "on", tmp_path / "straight")
+    assert json.loads((tmp_path / "on/run/config.json").read_text())["epochs"] == 5
+    code, _, error = command(monkeypatch, capsys, options(tmp_path / "on", epochs=4))
+    assert code == 2
+    assert error.startswith(f"error: --epochs 4: {tmp_path}/on/run is after epoch 5; ")
+    assert error.count("\n") == 1
+
+
+CHANGES = {
+    "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
+    "binarize": "threshold", "data": "tfds:mnist", "init": Path("other.pth"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*CHANGES, "all"])
+def test_other_options_are_refused(name, tmp_path, undisturbed, monkeypatch, capsys):
+    changes = CHANGES if name == "all" else {name: CHANGES[name]}
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "run/checkpoints")  # config.json tells too
+    (tmp_path / "run/model.pth").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    old = options(tmp_path)
+    code, _, error = command(monkeypatch, capsys, dataclasses.replace(old, **changes))
+    assert code == 2
+    assert error.count("\n") == 1
+    for option, value in changes.items():
+        assert f"--{option.replace('_', '-')} was {getattr(old, option)}, now is {value}" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_other_options_are_refused_by_the_checkpoint(tmp_path, undisturbed):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run/config.json").unlink()
+    with pytest.raises(InputError, match="--seed was 0, now is 1; give the old ones"):
+        fit(options(tmp_path, seed=1))
+    fit(options(tmp_path))
+    require_same(tmp_path, undisturbed)
+
+
+def test_other_images_are_refused(tmp_path, undisturbed, monkeypatch, mnist):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    images = few(mnist)
+    changed = images.train_images.copy()
+    changed[5, 7, 7] += 1
+    monkeypatch.setattr(vae_jax.train, "load", lambda *_: images._replace(train_images=changed))
+    with pytest.raises(InputError, match="--data mnist: holds other images than those of the run in "):
+        fit(options(tmp_path))
+
+
+def test_overwrite_starts_fresh(tmp_path, undisturbed):
+    fit(options(tmp_path, seed=1, hidden_dim=8))
+    fit(options(tmp_path, overwrite=True, checkpoint_every=60.0))
+    require_same(tmp_path, undisturbed)
+    assert numbers(tmp_path) == numbers(undisturbed)
+
+
+def test_a_run_of_the_other_program_is_refused(tmp_path, few_images, monkeypatch):  # noqa: ARG001
+    torch_fit(TorchTrainConfig(epochs=1, hidden_dim=16, workdir=tmp_path / "run", export=tmp_path / "vae.pth"))
+    with pytest.raises(InputError, match="holds a run of another program or version; add --overwrite"):
+        fit(options(tmp_path))
+
+
+def test_two_processes_in_one_workdir(tmp_path, monkeypatch, capsys):
+    config = options(tmp_path)
+    with lock(config.workdir):
+        code, _, error = command(monkeypatch, capsys, config)
+    assert (code, error) == (
+        2,
+        f"error: --workdir {config.workdir}: another process is training in it; wait for its end, or name another"
+        " folder\n",
+    )
+    assert [path.name for path in config.workdir.iterdir()] == [".lock"]
+    fit(config)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, mnist):
+    """A run that died after its first epoch: a checkpoint after its last step but one, and one after its last."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_jax.train, "load", lambda *_: few(mnist))
+        patch.setattr(vae_jax.train, "STRETCH_FLOPS", 1)
+        patch.setattr(Checkpoints, "_delete", lambda *_: (_ for _ in ()).throw(Died))
+        with pytest.raises(Died):
+            fit(options(folder))
+    assert numbers(folder) == [1, 2, 3]
+    shutil.rmtree(folder / "run/checkpoints/1")
+    return folder
+
+
+def damages(content: bytes) -> list[bytes | None]:
+    """One file truncated, emptied, grown, deleted, and with single bits flipped all over it."""
+    flipped = []
+    for place in np.linspace(0, 8 * len(content) - 1, 4, dtype=int):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        flipped.append(bytes(damaged))
+    return [content[: len(content) // 2], b"", content + b"\0", None, *flipped]
+
+
+def test_any_damage_to_the_newest_checkpoint(tmp_path, two_checkpoints, mnist, capsys):
+    config = options(tmp_path)
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    checkpoint = config.workdir / "checkpoints/3"
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    assert len(files) > 5
+    for file in files:
+        content = file.read_bytes()
+        for damaged in damages(content):
+            if damaged is None:
+                file.unlink()
+            else:
+                file.write_bytes(damaged)
+            capsys.readouterr()
+            assert int(newest(config, mnist).state.step) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"warning: {checkpoint}: is damaged (")
+            assert error.endswith("); passed over\n") and error.count("\n") == 1
+            file.write_bytes(content)
+    assert int(newest(config, mnist).state.step) == 3
+
+
+def test_a_run_goes_on_from_the_older_checkpoint(tmp_path, two_checkpoints, undisturbed, monkeypatch, capsys):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "run/checkpoints/3").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    code, output, error = command(monkeypatch, capsys, options(tmp_path))
+    assert code == 0
+    assert f"warning: {tmp_path}/run/checkpoints/3: is damaged (" in error
+    assert f"{tmp_path}/run: goes on after epoch 0 and step 2 of epoch 1\n" in output
+    require_same(tmp_path, undisturbed)
+
+
+def test_all_checkpoints_damaged(tmp_path, two_checkpoints, monkeypatch, capsys):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "run/checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    code, _, error = command(monkeypatch, capsys, options(tmp_path))
+    assert code == 2
+    assert "none of its checkpoints can be read" in error.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("writer", "file"),
+    [
+        ("vae_jax.checkpoint.Checkpoints.save", "run/checkpoints/10"),
+        ("vae_jax.log.RunLog._write_metrics", "run/metrics.jsonl"),
+        ("torch_ref.convert.save", "vae.pth"),
+    ],
+)
+def test_a_full_disk(writer, file, tmp_path, undisturbed, monkeypatch, capsys):
+    # No file may grow beyond 100 bytes, from a call in the middle of the run on.
+    owner, name = writer.rsplit(".", 1)
+    write, calls = getattr(pkgutil.resolve_name(owner), name), 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(*args):
+        nonlocal calls
+        calls += 1
+        if calls == {"save": 10 if "Checkpoints" in writer else 1}.get(name, 3):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            write(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(writer, fill)
+    code, _, error = command(monkeypatch, capsys, options(tmp_path))
+    assert code == 1
+    assert error.startswith(f"error: {tmp_path}/{file}: File too large")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.part-*")) and not list(tmp_path.rglob("*tmp*"))
+    monkeypatch.setattr(writer, write)
+    code, output, _ = command(monkeypatch, capsys, options(tmp_path))
+    assert code == 0
+    assert "goes on after" in output or "finished" in output
+    require_same(tmp_path, undisturbed)
+
+
+def test_the_workdir_is_deleted_under_the_run(tmp_path, monkeypatch, capsys):
+    for method in ("vae_jax.log.RunLog.add", "vae_jax.checkpoint.Checkpoints.save"):
+        config = options(tmp_path / method)
+        owner, name = method.rsplit(".", 1)
+        write = getattr(pkgutil.resolve_name(owner), name)
+
+        def delete(*args, config=config, write=write):
+            shutil.rmtree(config.workdir)
+            write(*args)
+
+        monkeypatch.setattr(method, delete)
+        code, _, error = command(monkeypatch, capsys, config)
+        monkeypatch.setattr(method, write)
+        assert code == 1
+        assert "No such file or directory" in error and error.count("\n") == 1
+        assert not config.workdir.exists()
+
+
+def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, capsys):
+    config = options(tmp_path, learning_rate=1e30)
+    code, _, error = command(monkeypatch, capsys, config)
+    assert code == 1
+    assert error.startswith("error: epoch 1, step 2: the training loss is ")
+    assert error.count("\n") == 1
+    assert numbers(tmp_path) == [1]
+    assert not (tmp_path / "vae.pth").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_kept(tmp_path, mnist):
+    config = options(tmp_path)
+    fit(config)
+    progress = newest(config, mnist)
+    progress.state = progress.state.replace(
+        step=progress.state.step + 1, params=jax.tree.map(lambda leaf: leaf * np.float32(np.nan), progress.state.params)
+    )
+    checkpoints = Checkpoints(config, 600, 784, few(mnist).checksum())
+    with pytest.raises(NonFiniteLossError, match="step 16 has made parameters that are not finite"):
+        checkpoints.save(progress)
+    assert numbers(tmp_path) == [14, 15]
+
+
+def test_events_of_a_run_that_died(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = options(tmp_path, tensorboard=True, checkpoint_every=0.0)
+    save, calls = Checkpoints.save, 0
+
+    def die(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Died
+        save(*args)
+
+    monkeypatch.setattr(Checkpoints, "save", die)
+    with pytest.raises(Died):
+        fit(config)
+    fit(config)
+    events = EventAccumulator(str(config.workdir / "tensorboard")).Reload()
+    assert [scalar.step for scalar in events.Scalars("test/loss")] == [1, 2, 3]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import vae_jax.train
+from vae_jax import Dataset, TrainConfig, cli, load
+few = Dataset(*(array[:600] for array in load()))
+vae_jax.train.load = lambda *_: few
+vae_jax.train.STRETCH_FLOPS = 1
+cli.run(vae_jax.fit, TrainConfig, "train")
+"""
+
+
+def start(folder: Path, **changes) -> subprocess.Popen[str]:
+    """The command in a process of its own, on 600 images."""
+    words = options(folder, **changes).command.split()[3:]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stdout is not None
+    assert any(line.startswith(beginning) for line in process.stdout)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal(stop, tmp_path):
+    longer = {"epochs": 60, "checkpoint_every": 0.0}
+    process = start(tmp_path / "stopped", **longer)
+    wait_for(process, "epoch  5/60")
+    process.send_signal(stop)
+    output, error = process.communicate(timeout=60)
+    if stop == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + stop
+        assert error == "interrupted\n"
+        assert output.splitlines()[-1] == f"to go on: {options(tmp_path / 'stopped', **longer).command}"
+    assert not (tmp_path / "stopped/vae.pth").exists()
+    process = start(tmp_path / "stopped", **longer)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")
+    assert f"{tmp_path}/stopped/run: goes on after epoch " in output
+    fit(options(tmp_path / "straight", **longer))
+    require_same(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_a_second_signal_ends_it_on_the_spot():
+    script = (
+        "import signal\n"
+        "from vae_jax.signals import noted\n"
+        "with noted() as stop:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print(stop.signum, flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('still here', flush=True)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (143, "2\n", "")
+
+
+def test_signals_are_as_before_afterwards(tmp_path):
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    fit(options(tmp_path))
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
