@@ -77,7 +77,10 @@ BAD = {
     "extra": (change("encoder.fc3.bias", lambda _: torch.zeros(1)), "key encoder.fc3.bias: unknown"),
     "not a string": (change(3, lambda _: torch.zeros(1)), "key 3: unknown"),
     "not a tensor": (change("decoder.fc2.bias", lambda _: [1.0]), "key decoder.fc2.bias: is list"),
-    "sparse": (change("decoder.fc2.weight", torch.Tensor.to_sparse), "key decoder.fc2.weight: is Tensor"),
+    "sparse": (
+        change("decoder.fc2.weight", torch.Tensor.to_sparse),
+        "key decoder.fc2.weight: is (Tensor|torch._utils._rebuild_sparse)",
+    ),
     "transposed": (change("decoder.fc2.weight", torch.t), r"key decoder.fc2.weight: has shape \[6, 9\]"),
     "flat": (change("decoder.fc1.weight", torch.ravel), r"key decoder.fc1.weight: has shape \[12\]"),
     "column": (change("encoder.fc1.bias", lambda t: t[:, None]), r"key encoder.fc1.bias: has shape \[6, 1\]"),
