@@ -22,7 +22,7 @@ PASSIVE |= {"foreach", "capturable", "differentiable", "fused", "decoupled_weigh
 class Adam(NamedTuple):
     """The state of Adam: `optax.ScaleByAdamState(count, mu, nu)` is the same."""
 
-    count: int  # steps taken
+    count: int  # steps taken  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Params  # means of the gradients, of the shapes and the type of the parameters
     nu: Params  # means of their squares
     learning_rate: float
@@ -86,7 +86,8 @@ def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
             average[key] = _average(entry[name], parameter, f"{where}.{name} ({key})")
             if name == "exp_avg_sq" and (average[key] < 0).any():
                 raise WeightsError(f"{where}.{name} ({key}) holds negative values; expected means of squares")
-    return Adam(counts[0], *map(convert.to_params, averages.values()), learning_rate)
+    mu, nu = map(convert.to_params, averages.values())
+    return Adam(counts[0], mu, nu, learning_rate)
 
 
 def _learning_rate(groups: list[Any], parameters: int) -> float:

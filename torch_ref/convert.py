@@ -111,12 +111,12 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
         tensor = state_dict[key]
         if tuple(tensor.shape) != shape:
             raise WeightsError(
-                f"key {key}: has shape {list(tensor.shape)}; expected {list(shape)}, as the other keys have it"
+                f"key {key}: has shape {_shown(list(tensor.shape))}; expected {list(shape)}, as the other keys have it"
             )
         if tensor.dtype != dtype:
             raise WeightsError(f"key {key}: has type {tensor.dtype}; expected {dtype}, as the other keys have it")
         if not tensor.numel():
-            raise WeightsError(f"key {key}: has shape {list(tensor.shape)}; expected at least one value")
+            raise WeightsError(f"key {key}: has shape {_shown(list(tensor.shape))}; expected at least one value")
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"key {key}: holds values that are NaN or infinite; expected finite ones")
     return layout
@@ -273,8 +273,8 @@ def _require_keys(found: set[str], expected: set[str], where: str) -> None:
         )
 
 
-def _shown(key: object) -> str:
-    return str(key) if len(str(key)) <= 80 else f"{str(key)[:80]}..."
+def _shown(found: object) -> str:
+    return str(found) if len(str(found)) <= 80 else f"{str(found)[:80]}..."
 
 
 def _shapes(state_dict: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, tuple[int, ...]]:
