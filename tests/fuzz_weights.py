@@ -324,6 +324,13 @@ class Inputs:
         plain = [convert.to_state_dict(convert.to_params(convert.model_of(tree))) for tree in self.trees]
         self.safetensors = [safetensors.torch.save(state_dict) for state_dict in plain]
 
+    def check_stock(self, folder: Path) -> None:
+        """Raises AssertionError where a sound file is refused: then damaged ones would tell nothing."""
+        for name, stock in ((NAMES[0], self.archives), (NAMES[0], self.legacy), (NAMES[1], self.safetensors)):
+            for content in stock:
+                (folder / name).write_bytes(content)
+                assert check(folder / name, True) == check(folder / name, False) == "loaded"
+
     def write(self, folder: Path, index: int, canary: Path) -> Path:
         """Writes an input into an empty folder.
 
@@ -522,6 +529,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         parent = Path(name)
         (parent / "input").mkdir()
+        inputs.check_stock(parent / "input")
         for first in range(0, options.inputs, CHUNK):
             last = min(first + CHUNK, options.inputs)
             found = watched(inputs, first, last, parent, start + 60 * options.minutes)

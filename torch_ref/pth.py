@@ -122,6 +122,7 @@ def read(path: Path | str) -> object:
     """
     with _Bounded(io.FileIO(path)) as file:
         if not zipfile.is_zipfile(file):
+            file.seek(0)
             return _read_legacy(file)
         with zipfile.ZipFile(file) as archive:
             return _read_archive(archive, Path(path).stat().st_size)
