@@ -340,11 +340,11 @@ class Inputs:
         rng = np.random.default_rng([self.seed, index])
         path = folder / NAMES[0]
         kind, stock = rng.random(), int(rng.integers(len(self.trees)))
-        if kind < 0.002:
+        if kind < 0.001:
             return self._write_no_file(folder, rng)
         if kind < 0.02:
             path = folder / NAMES[2]
-        if kind < 0.004:
+        if kind < 0.002:
             content = bomb(rng)
         elif kind < 0.3:
             content = repacked(self.archives[stock], rng, canary)

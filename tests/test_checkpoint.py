@@ -169,7 +169,7 @@ BAD = {
     "unknown": (group(momentum=0.9), r"param_groups\[0\].momentum is unknown"),
     "rate": (group(lr=-1.0), r"param_groups\[0\].lr is -1.0; expected a finite number above 0"),
     "infinite rate": (group(lr=float("inf")), r"param_groups\[0\].lr is inf"),
-    "tensor rate": (group(lr=torch.tensor(1e-3)), r"param_groups\[0\].lr is Stored"),
+    "tensor rate": (group(lr=torch.tensor(1e-3)), r"param_groups\[0\].lr is Tensor"),
     "two rates": (two_groups, r"param_groups\[1\].lr is 1.0; expected 0.001, as in param_groups\[0\]"),
     "no groups": (lambda content: content["optimizer"].update(param_groups=[]), "has 0 param_groups"),
     "other order": (group(params=[*range(9, -1, -1)]), "param_groups name other parameters than 0 to 9"),

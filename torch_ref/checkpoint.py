@@ -158,9 +158,8 @@ def _of(kind: type, value: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in short; what nests is only named, it may be endless."""
-    if isinstance(value, pth.Inert):
-        return value.name
-    if type(value) is tuple and len(value) == 2 and all(type(number) in (int, float) for number in value):
-        return f"{value}"[:80]
-    return f"{value}"[:80] if type(value) in (int, float, bool, str) else type(value).__name__
+    """A value in short."""
+    simple = type(value) in (int, float, bool, str)
+    if type(value) is tuple and len(value) == 2:
+        simple = all(type(number) in (int, float) for number in value)
+    return f"{value}"[:80] if simple else pth.kind(value)

@@ -102,8 +102,7 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
             or tensor.is_quantized
             or tensor.is_meta
         ):
-            found = tensor.name if isinstance(tensor, pth.Inert) else type(tensor).__name__
-            raise WeightsError(f"key {key}: is {found}; expected a dense tensor")
+            raise WeightsError(f"key {key}: is {pth.kind(tensor)}; expected a dense tensor")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise WeightsError(f"key {key}: has type {tensor.dtype}; expected torch.float32 or torch.float64")
     dtype = next(iter(state_dict.values())).dtype
@@ -192,7 +191,7 @@ def read(path: Path | str) -> dict[Any, Any]:
         )
     entries = _read_safetensors(path) if is_safetensors(path) else pth.read(path)
     if not isinstance(entries, dict):
-        raise WeightsError(f"holds {type(entries).__name__}; expected a state dict")
+        raise WeightsError(f"holds {pth.kind(entries)}; expected a state dict")
     return entries
 
 
@@ -215,7 +214,7 @@ def model_of(entries: Mapping[Any, Any]) -> StateDict:
         raise WeightsError(f"holds both {found[0]} and {found[1]}; expected one of them, the model's state dict")
     model = entries[found[0]] if found else entries
     if not isinstance(model, Mapping):
-        raise WeightsError(f"key {found[0]}: is {type(model).__name__}; expected a state dict")
+        raise WeightsError(f"key {found[0]}: is {pth.kind(model)}; expected a state dict")
     return {key: plain(value, f"key {_shown(key)}") for key, value in model.items()}
 
 

@@ -112,6 +112,11 @@ class Stored(NamedTuple):
         return self.storage.values.as_strided(self.size, self.stride, self.offset if count else 0)
 
 
+def kind(value: object) -> str:
+    """What a value of a file is, in a word or two; what nests is not printed, it may be endless."""
+    return value.name if isinstance(value, Inert) else "Tensor" if isinstance(value, Stored) else type(value).__name__
+
+
 def read(path: Path | str) -> object:
     """Reads the dicts, lists, numbers and texts of a file; its tensors are `Stored`.
 
@@ -255,9 +260,9 @@ def _walk(file: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
     raise ValueError("its pickle has no end")
 
 
-def _of(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"its pickle has a {type(value).__name__} in place of a {kind.__name__}")
+def _of(expected: type, value: Any) -> Any:
+    if type(value) is not expected:
+        raise ValueError(f"its pickle is damaged, {type(value).__name__} stands for {expected.__name__}")
     return value
 
 
@@ -275,9 +280,9 @@ def _global(name: str) -> Inert:
     return Inert(name)
 
 
-def _storage(storages: dict[str, Storage], kind: str, dtype: Inert, key: str, _: str, length: int, *more: None) -> Any:
+def _storage(storages: dict[str, Storage], what: str, dtype: Inert, key: str, _: str, length: int, *more: None) -> Any:
     """The storage of a persistent id: `more` is the view that a legacy storage may be."""
-    if kind != "storage" or any(more):
+    if what != "storage" or any(more):
         raise ValueError("it holds other things than storages, or views of them")
     name = _of(Inert, dtype).name
     if name not in DTYPES:
