@@ -126,8 +126,8 @@ def read(path: Path | str) -> object:
         would have to be called.
     """
     with _Bounded(io.FileIO(path)) as file:
-        if not zipfile.is_zipfile(file):
-            file.seek(0)
+        # As PyTorch decides; zipfile would go by the end, where any bytes may stand in the old format.
+        if file.peek(4)[:4] != b"PK\3\4":
             return _read_legacy(file)
         with zipfile.ZipFile(file) as archive:
             return _read_archive(archive, Path(path).stat().st_size)
