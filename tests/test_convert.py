@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fuzz_weights import number, numbers, text
 from torch_ref import convert
 from torch_ref.convert import LAYOUTS, WeightsError
 from torch_ref.model import VAE
@@ -77,7 +79,10 @@ BAD = {
     "extra": (change("encoder.fc3.bias", lambda _: torch.zeros(1)), "key encoder.fc3.bias: unknown"),
     "not a string": (change(3, lambda _: torch.zeros(1)), "key 3: unknown"),
     "not a tensor": (change("decoder.fc2.bias", lambda _: [1.0]), "key decoder.fc2.bias: is list"),
-    "sparse": (change("decoder.fc2.weight", torch.Tensor.to_sparse), "key decoder.fc2.weight: is Tensor"),
+    "sparse": (
+        change("decoder.fc2.weight", torch.Tensor.to_sparse),
+        "key decoder.fc2.weight: is (Tensor|torch._utils._rebuild_sparse)",
+    ),
     "transposed": (change("decoder.fc2.weight", torch.t), r"key decoder.fc2.weight: has shape \[6, 9\]"),
     "flat": (change("decoder.fc1.weight", torch.ravel), r"key decoder.fc1.weight: has shape \[12\]"),
     "column": (change("encoder.fc1.bias", lambda t: t[:, None]), r"key encoder.fc1.bias: has shape \[6, 1\]"),
@@ -146,6 +151,150 @@ def test_files_that_are_not_weights(tmp_path, state_dict):
         assert str(path) in str(caught.value), name
         assert "\n" not in str(caught.value), name
     assert not marker.exists()
+
+
+def archive(pickle: bytes, packed: int = zipfile.ZIP_STORED, **entries: bytes) -> bytes:
+    """A file such as torch.save writes, with any pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", packed) as target:
+        for name, content in {"data.pkl": b"\x80\x02" + pickle + b".", "data/0": bytes(4), **entries}.items():
+            target.writestr(f"archive/{name}", content)
+    return file.getvalue()
+
+
+def first_weight(storage: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """A pickle with encoder.fc1.weight as a view of a storage of so many float32."""
+    sizes, strides = numbers(list(size)), numbers(list(stride))
+    kept = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(storage) + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + kept + number(offset) + sizes + strides + b"\x89NtR"
+    return b"}" + text("encoder.fc1.weight") + tensor + b"s"
+
+
+PAIRS = b"K\x01\x85q\x00" + b"h\x00h\x00\x86q\x00" * 60
+# Their hashes are all 0.
+COLLIDING = b"".join(number(key * (2**61 - 1)) + b"N" for key in range(1, 60_000))
+# What a short file asks for, and the refusal. torch.load(weights_only=True) does not come back from the first three.
+HOSTILE = {
+    "a hash without end": (archive(b"}" + PAIRS + b"Ns"), "it has a tuple as a key"),
+    "a text without end": (archive(PAIRS + b")R"), "tuple stands for Inert"),
+    "hashes that collide": (archive(b"}(" + COLLIDING + b"u"), "it has a int as a key"),
+    "bytes by the gigabyte": (archive(b"cbuiltins\nbytearray\n" + number(10**12) + b"\x85R"), "builtins.bytearray"),
+    "a tensor by its size": (archive(b"ctorch\nFloatTensor\n" + number(10**12) + b"\x85R"), "holds torch.FloatTensor"),
+    "code": (archive(b"cposix\nsystem\n" + text("exit") + b"\x85R"), "it holds posix.system"),
+    "a long pickle": (archive(b"N" * (1 << 20)), "its pickle is too long"),
+    "deflated": (archive(b"}", zipfile.ZIP_DEFLATED, junk=bytes(1 << 20)), "its entries are packed"),
+    "many entries": (archive(b"}", **{f"{name}": b"" for name in range(20_000)}), "table of contents is too long"),
+    "spread": (archive(first_weight(1, 0, (10**6, 10**6), (0, 0))), "key encoder.fc1.weight: .* storage of 1 values"),
+    "too large": (archive(first_weight(1, 0, (2**28,), (1,))), "key encoder.fc1.weight: .* in a storage of 1 values"),
+    "out of bounds": (archive(first_weight(1, 1, (1,), (1,))), "key encoder.fc1.weight: .* in a storage of 1 values"),
+    "backwards": (archive(first_weight(1, 0, (1,), (-1,))), "key encoder.fc1.weight: has no sound shape"),
+    "before its start": (archive(first_weight(1, -1, (1,), (1,))), "key encoder.fc1.weight: has no sound shape"),
+    "overflow": (archive(first_weight(1, 0, (2**63,), (1,))), "key encoder.fc1.weight: has no sound shape"),
+    "dimensions": (archive(first_weight(1, 0, (1,) * 9000, (1,) * 9000)), "key encoder.fc1.weight: has no sound shape"),
+    "short storage": (archive(first_weight(2**40, 0, (1,), (1,))), "a storage of 1099511627776 values has 4 bytes"),
+    "lines": (archive(b"}" + text("\n\x1b[31m") + b"Ns"), "missing from the state dict"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files(name, tmp_path):
+    content, message = HOSTILE[name]
+    path = tmp_path / "a\nb.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as caught:
+        convert.load(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "link.pth").symlink_to("/dev/zero")
+    (tmp_path / "empty.pth").touch()
+    for name in ("pipe.pth", "link.pth", "empty.pth", "."):
+        with pytest.raises(WeightsError, match="is empty, or not a regular file; name a weights file"):
+            convert.load(tmp_path / name)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        convert.load(tmp_path / ("x" * 5000))
+
+
+def test_a_file_too_large_for_the_memory_is_not_read(tmp_path):
+    for name in ("large.pth", "large.safetensors"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 42)  # it takes no room on the disk
+        with pytest.raises(WeightsError, match=r"takes 4,398.0 GB; expected at most .* an eighth of the memory"):
+            convert.load(tmp_path / name)
+
+
+def test_a_long_safetensors_header_is_not_read(tmp_path):
+    path = tmp_path / "long.safetensors"
+    path.write_bytes((2 << 20).to_bytes(8, "little") + b" " * (2 << 20))
+    with pytest.raises(WeightsError, match="its header is too long"):
+        convert.load(path)
+
+
+def test_tensors_that_share_a_storage(tmp_path, state_dict):
+    tied = state_dict | {"encoder.fc2_logvar.weight": state_dict["encoder.fc2_mu.weight"]}
+    torch.save(tied, tmp_path / "tied.pth")
+    loaded = convert.load(tmp_path / "tied.pth")
+    assert all(torch.equal(loaded[key], tied[key]) for key in tied)
+    square = {key: torch.ones(5, 5) if key.endswith("weight") else torch.ones(5) for key in state_dict}
+    torch.save(
+        square | dict.fromkeys((key for key in square if "weight" in key), torch.ones(5, 5)), tmp_path / "all.pth"
+    )
+    with pytest.raises(WeightsError, match=r"key encoder.fc2_logvar.weight: shares its storage with too many others"):
+        convert.load(tmp_path / "all.pth")
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_sound_file_is_read_bit_for_bit(state_dict, dtype, new_format, tmp_path):
+    path = tmp_path / "vae.pth"
+    state_dict = {key: value.to(dtype) for key, value in state_dict.items()}
+    flat = torch.cat([value.flatten() for value in state_dict.values()])
+    views, start = {}, 0
+    for key, value in state_dict.items():
+        views[key] = flat[start : start + value.numel()].reshape(value.shape)
+        start += value.numel()
+    kinds = {
+        "plain": state_dict,
+        "model.state_dict()": VAE(6, 2, 9).to(dtype).state_dict() | state_dict,  # with its _metadata
+        "parameters": {key: torch.nn.Parameter(value) for key, value in state_dict.items()},
+        "one storage": views,
+        "strided": {key: value.t().contiguous().t() for key, value in state_dict.items()},
+        "every other": {key: value.repeat_interleave(2, 0)[::2] for key, value in state_dict.items()},
+    }
+    for name, kind in kinds.items():
+        torch.save(kind, path, _use_new_zipfile_serialization=new_format)
+        loaded = convert.load(path)
+        reference = torch.load(path, weights_only=True)
+        for key, value in state_dict.items():
+            assert loaded[key].dtype == dtype, name
+            assert loaded[key].numpy().tobytes() == value.numpy().tobytes(), name
+            assert torch.equal(loaded[key], reference[key]), name
+
+
+def test_files_of_other_machines(state_dict, tmp_path):
+    """A GPU's, and one that keeps the bytes of a number the other way round."""
+    path = tmp_path / "vae.pth"
+    torch.save(state_dict, path)
+    with zipfile.ZipFile(path) as source:
+        entries = {name.split("/", 1)[1]: source.read(name) for name in source.namelist()}
+    for name, content in entries.items():
+        if name.startswith("data/"):
+            entries[name] = np.frombuffer(content, "<f4").astype(">f4").tobytes()
+    pickle = entries.pop("data.pkl").replace(text("cpu"), text("cuda:0"))
+    path.write_bytes(archive(pickle[2:-1], **entries | {"byteorder": b"big"}))
+    loaded = convert.load(path)
+    assert all(torch.equal(loaded[key], state_dict[key]) for key in state_dict)
+
+
+def test_fuzzing():
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz_weights", "--inputs", "600"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "600 inputs" in result.stdout
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, state_dict, monkeypatch):

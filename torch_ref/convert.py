@@ -4,21 +4,23 @@ Nothing is guessed: a key too many or too few, a shape that does not fit, a valu
 `python -m torch_ref.convert IN.pth OUT.pth --layout NAME` rewrites a file in another layout, or as .safetensors.
 """
 
+import contextlib
 import dataclasses
 import io
-import pickle
-import warnings
-from collections.abc import Mapping
+import stat
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors.torch
 import torch
 import tyro
 
+from torch_ref import pth
 from vae_jax import cli
-from vae_jax.config import InputError, reason, require_writable
+from vae_jax.config import InputError, memory, reason, require_writable
 from vae_jax.files import replacing
 
 Params = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
@@ -32,6 +34,10 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "fc-mu": ("encoder.fc1", "encoder.fc_mu", "encoder.fc_logvar", "decoder.fc1", "decoder.fc2"),
     "pytorch-examples": ("fc1", "fc21", "fc22", "fc3", "fc4"),
 }
+
+
+# Where a checkpoint's dict keeps the model.
+MODEL_KEYS = ("model", "model_state_dict", "state_dict")
 
 
 class WeightsError(InputError):
@@ -96,7 +102,7 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
             or tensor.is_quantized
             or tensor.is_meta
         ):
-            raise WeightsError(f"key {key}: is {type(tensor).__name__}; expected a dense tensor")
+            raise WeightsError(f"key {key}: is {pth.kind(tensor)}; expected a dense tensor")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise WeightsError(f"key {key}: has type {tensor.dtype}; expected torch.float32 or torch.float64")
     dtype = next(iter(state_dict.values())).dtype
@@ -104,12 +110,12 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
         tensor = state_dict[key]
         if tuple(tensor.shape) != shape:
             raise WeightsError(
-                f"key {key}: has shape {list(tensor.shape)}; expected {list(shape)}, as the other keys have it"
+                f"key {key}: has shape {_shown(list(tensor.shape))}; expected {list(shape)}, as the other keys have it"
             )
         if tensor.dtype != dtype:
             raise WeightsError(f"key {key}: has type {tensor.dtype}; expected {dtype}, as the other keys have it")
         if not tensor.numel():
-            raise WeightsError(f"key {key}: has shape {list(tensor.shape)}; expected at least one value")
+            raise WeightsError(f"key {key}: has shape {_shown(list(tensor.shape))}; expected at least one value")
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"key {key}: holds values that are NaN or infinite; expected finite ones")
     return layout
@@ -129,7 +135,8 @@ def load(path: Path | str) -> StateDict:
     """Reads a file in any known layout, from a source that need not be trusted: no code in it is run.
 
     Args:
-      path: A PyTorch file, or one of the safetensors package where the name ends in .safetensors.
+      path: A PyTorch file, or one of the safetensors package where the name ends in .safetensors. The model may stand
+        in a checkpoint's dict, under one of `MODEL_KEYS`.
 
     Returns:
       A state dict in the documented layout, ready for `torch_ref.model.VAE.load_state_dict`.
@@ -137,29 +144,90 @@ def load(path: Path | str) -> StateDict:
     Raises:
       WeightsError: The file is missing, is of another kind, or does not hold this model.
     """
+    with naming(path):
+        return to_state_dict(to_params(model_of(read(path))))
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Every error in its block comes out as a WeightsError: one printable line that begins with the path."""
     try:
-        if is_safetensors(path):
-            state_dict = safetensors.torch.load(Path(path).read_bytes())
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what they warn of is refused below
-                state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state_dict, dict):
-            raise WeightsError(f"holds {type(state_dict).__name__}; expected a state dict")
-        return to_state_dict(to_params(state_dict))
+        yield
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+        message = str(error)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); name a weights file") from None
-    except Exception as error:  # a damaged file can break the reader anywhere
-        # PyTorch's own words would advise to run the code in it.
-        why = (
-            "it is damaged, or holds more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
-        )
+        message = f"cannot be read ({error.strerror or error}); name a weights file"
+    except Exception as error:  # a damaged file can break its reader anywhere
         writer = "safetensors.torch.save_file" if is_safetensors(path) else "torch.save"
+        message = (
+            f"is not a file of plain tensors ({reason(error)}); expected one that {writer}(model.state_dict()) wrote"
+        )
+    else:
+        return
+    raise WeightsError(
+        "".join(char if char.isprintable() else repr(char)[1:-1] for char in f"{path}: {message}")
+    ) from None
+
+
+def read(path: Path | str) -> dict[Any, Any]:
+    """Reads the dict in a file of either kind, taking no more memory than a few times its length.
+
+    Returns:
+      The entries: tensors, `pth.Stored` ones, numbers, texts, dicts and lists of these.
+
+    Raises:
+      WeightsError: It is no regular file, is too long, or holds no dict.
+      OSError: It cannot be read.
+      Exception: Of whatever kind its reader raises, where it is damaged or holds more than that.
+    """
+    status = Path(path).stat()
+    # A pipe or a device might never end.
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        raise WeightsError("is empty, or not a regular file; name a weights file")
+    # Tensors that share their storage, and the copies on the way, take several times as much.
+    if status.st_size > memory() / 8:
         raise WeightsError(
-            f"{path}: is not a file of plain tensors ({why}); expected one that {writer}(model.state_dict()) wrote"
-        ) from None
+            f"takes {status.st_size / 1e9:,.1f} GB; expected at most {memory() / 8e9:,.1f} GB, an eighth of the memory"
+        )
+    entries = _read_safetensors(path) if is_safetensors(path) else pth.read(path)
+    if not isinstance(entries, dict):
+        raise WeightsError(f"holds {pth.kind(entries)}; expected a state dict")
+    return entries
+
+
+def _read_safetensors(path: Path | str) -> StateDict:
+    content = Path(path).read_bytes()
+    # A long header makes the package build millions of objects.
+    if struct.unpack("<Q", content[:8])[0] > pth.MOST:
+        raise ValueError("its header is too long")
+    return safetensors.torch.load(content)
+
+
+def model_of(entries: Mapping[Any, Any]) -> StateDict:
+    """The state dict in what `read` returns: its entries themselves, or those under one of `MODEL_KEYS`.
+
+    Raises:
+      WeightsError: There are several, or it is none.
+    """
+    found = [key for key in MODEL_KEYS if key in entries]
+    if len(found) > 1:
+        raise WeightsError(f"holds both {found[0]} and {found[1]}; expected one of them, the model's state dict")
+    model = entries[found[0]] if found else entries
+    if not isinstance(model, Mapping):
+        raise WeightsError(f"key {found[0]}: is {pth.kind(model)}; expected a state dict")
+    return {key: plain(value, f"key {_shown(key)}") for key, value in model.items()}
+
+
+def plain(value: Any, where: str) -> Any:
+    """What `read` found, as a tensor where it is one.
+
+    Raises:
+      WeightsError: It is a tensor that does not fit into its storage; the message begins with `where`.
+    """
+    try:
+        return value.tensor() if isinstance(value, pth.Stored) else value
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from None
 
 
 def is_safetensors(path: Path | str) -> bool:
@@ -196,7 +264,13 @@ def _require_keys(found: set[str], expected: set[str], where: str) -> None:
     if missing := expected - found:
         raise WeightsError(f"key {min(missing)}: missing from {where}; expected {', '.join(sorted(expected))}")
     if unknown := found - expected:
-        raise WeightsError(f"key {min(unknown, key=str)}: unknown in {where}; expected {', '.join(sorted(expected))}")
+        raise WeightsError(
+            f"key {_shown(min(unknown, key=str))}: unknown in {where}; expected {', '.join(sorted(expected))}"
+        )
+
+
+def _shown(found: object) -> str:
+    return str(found) if len(str(found)) <= 80 else f"{str(found)[:80]}..."
 
 
 def _shapes(state_dict: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,165 @@
+"""A PyTorch training checkpoint, `{"model": ..., "optimizer": adam.state_dict()}`, as what JAX goes on from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from torch_ref import convert, pth
+from torch_ref.convert import Params, StateDict, WeightsError
+from vae_jax.config import FLOAT32_MAX, INT32_MAX
+
+# Where a checkpoint's dict keeps the optimizer.
+OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict")
+# What `vae_jax.optimizer.adam` computes: with any of these otherwise, it would go on differently.
+SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
+# What else torch.optim.Adam and AdamW, or a schedule, store of a group; it changes no step.
+PASSIVE = {"lr", "params", "param_names", "initial_lr"}
+PASSIVE |= {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+
+
+class Adam(NamedTuple):
+    """The state of Adam: `optax.ScaleByAdamState(count, mu, nu)` is the same."""
+
+    count: int  # steps taken  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: Params  # means of the gradients, of the shapes and the type of the parameters
+    nu: Params  # means of their squares
+    learning_rate: float
+
+
+class Checkpoint(NamedTuple):
+    """A model, and its optimizer where the file has one."""
+
+    params: Params
+    adam: Adam | None
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Reads a model and the state of its Adam, from a source that need not be trusted: no code in it is run.
+
+    Args:
+      path: What `convert.load` reads: a state dict, or a dict with one under one of `convert.MODEL_KEYS`. Such a dict
+        may have `torch.optim.Adam.state_dict()` under one of `OPTIMIZER_KEYS`; what else it holds is not looked at.
+
+    Returns:
+      The model in the parameter tree's form, and Adam's state, if there is one, in the same form.
+
+    Raises:
+      WeightsError: The file does not hold this model, or its optimizer is not one that `vae_jax.optimizer.adam` can
+        continue exactly: other settings, or an entry that is missing, unknown, or of a wrong shape, type or value.
+    """
+    with convert.naming(path):
+        entries = convert.read(path)
+        state_dict = convert.model_of(entries)
+        params = convert.to_params(state_dict)
+        found = [key for key in OPTIMIZER_KEYS if key in entries]
+        if len(found) > 1:
+            raise WeightsError(f"holds both {found[0]} and {found[1]}; expected one of them")
+        if not found:
+            return Checkpoint(params, None)
+        try:
+            return Checkpoint(params, _adam(entries[found[0]], state_dict))
+        except WeightsError as error:
+            raise WeightsError(f"{found[0]}: {error}; torch_ref.convert.load reads the model alone") from None
+
+
+def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
+    state, groups = (_of(dict, optimizer, "it").get(key) for key in ("state", "param_groups"))
+    learning_rate = _learning_rate(_of(list, groups, "param_groups"), len(state_dict))
+
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in state_dict.items()}
+    if not _of(dict, state, "state"):  # it has not stepped yet
+        return Adam(0, convert.to_params(zeros), convert.to_params(zeros), learning_rate)
+    _require_keys(state, range(len(state_dict)), "state")
+    counts = []
+    averages: dict[str, StateDict] = {"exp_avg": {}, "exp_avg_sq": {}}
+    # Adam numbers the parameters in the model's order, which is that of its state dict.
+    for index, (key, parameter) in enumerate(state_dict.items()):
+        where = f"state[{index}]"
+        entry = _of(dict, state[index], where)
+        _require_keys(entry, ("step", "exp_avg", "exp_avg_sq"), where)
+        counts.append(_count(entry["step"], f"{where}.step"))
+        if counts[-1] != counts[0]:
+            raise WeightsError(f"{where}.step is {counts[-1]}; expected {counts[0]}, as in state[0]")
+        for name, average in averages.items():
+            average[key] = _average(entry[name], parameter, f"{where}.{name} ({key})")
+            if name == "exp_avg_sq" and (average[key] < 0).any():
+                raise WeightsError(f"{where}.{name} ({key}) holds negative values; expected means of squares")
+    mu, nu = map(convert.to_params, averages.values())
+    return Adam(counts[0], mu, nu, learning_rate)
+
+
+def _learning_rate(groups: list[Any], parameters: int) -> float:
+    """The one step size of all groups, whose other settings have to be those of ours."""
+    if not 0 < len(groups) <= parameters:
+        raise WeightsError(f"has {len(groups)} param_groups; expected one, or several with the same settings")
+    numbers: list[Any] = []
+    for index, group in enumerate(groups):
+        where = f"param_groups[{index}]"
+        _of(dict, group, where)
+        for name, expected in SETTINGS.items():
+            # Adam of before PyTorch 1.12 has no `maximize`.
+            found = group.get(name, False if name == "maximize" else None)
+            if found is None:
+                raise WeightsError(f"{where}.{name} is missing; expected the state of torch.optim.Adam")
+            if found != expected:
+                raise WeightsError(f"{where}.{name} is {_shown(found)}; expected {expected}, as JAX trains")
+        if unknown := group.keys() - SETTINGS - PASSIVE:
+            name = min(map(str, unknown))
+            raise WeightsError(f"{where}.{name:.80} is unknown; expected the state of torch.optim.Adam")
+        rate = group.get("lr")
+        if type(rate) not in (int, float) or not 0 < rate <= FLOAT32_MAX:
+            raise WeightsError(f"{where}.lr is {_shown(rate)}; expected a finite number above 0")
+        if rate != groups[0]["lr"]:
+            raise WeightsError(f"{where}.lr is {rate}; expected {groups[0]['lr']}, as in param_groups[0]")
+        numbers += _of(list, group.get("params"), f"{where}.params")
+    if numbers != list(range(parameters)):
+        raise WeightsError(f"param_groups name other parameters than 0 to {parameters - 1} in order; expected these")
+    return float(groups[0]["lr"])
+
+
+def _count(step: Any, where: str) -> int:
+    """Steps taken: a number, or a tensor of one, as PyTorch writes since 1.12."""
+    step = convert.plain(step, where)
+    if isinstance(step, torch.Tensor) and step.numel() == 1:
+        step = step.item()
+    if type(step) not in (int, float) or not 0 <= step <= INT32_MAX or step != int(step):
+        raise WeightsError(f"{where} is {_shown(step)}; expected a whole number from 0 to {INT32_MAX}")
+    return int(step)
+
+
+def _average(value: Any, parameter: torch.Tensor, where: str) -> torch.Tensor:
+    tensor = convert.plain(value, where)
+    if not isinstance(tensor, torch.Tensor):
+        raise WeightsError(f"{where} is {_shown(tensor)}; expected a dense tensor")
+    if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+        raise WeightsError(
+            f"{where} is {list(tensor.shape)} of {tensor.dtype}; expected {list(parameter.shape)} of {parameter.dtype},"
+            " as the parameter"
+        )
+    if not torch.isfinite(tensor).all():
+        raise WeightsError(f"{where} holds values that are NaN or infinite; expected finite ones")
+    return tensor
+
+
+def _require_keys(found: Mapping[Any, Any], expected: Any, where: str) -> None:
+    for key in expected:
+        if key not in found:
+            raise WeightsError(f"{where}[{key}] is missing; expected the state of torch.optim.Adam after a step")
+    if unknown := found.keys() - set(expected):
+        raise WeightsError(f"{where}[{min(map(str, unknown)):.80}] is unknown; expected the state of torch.optim.Adam")
+
+
+def _of(kind: type, value: Any, where: str) -> Any:
+    if type(value) is not kind:
+        raise WeightsError(f"{where} is {_shown(value)}; expected a {kind.__name__}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in short."""
+    simple = type(value) in (int, float, bool, str)
+    if type(value) is tuple and len(value) == 2:
+        simple = all(type(number) in (int, float) for number in value)
+    return f"{value}"[:80] if simple else pth.kind(value)
