@@ -4,7 +4,9 @@ Parameters are a nested dict whose paths mirror the PyTorch state dict: `encoder
 transposed.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -116,3 +118,17 @@ class VAE(nn.Module):
     def decode(self, z: Float[Array, "batch latent"]) -> Float[Array, "batch pixels"]:
         """Logits of the pixels; `apply(variables, z, method="decode")`."""
         return self.decoder(z)
+
+
+@partial(jax.jit, static_argnames="model")
+def encode(
+    model: VAE, params: Mapping[str, Any], images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"]
+) -> tuple[Float[Array, "batch latent"], Float[Array, "batch latent"]]:
+    """mu and logvar of the posterior of each image."""
+    return cast(tuple[Array, Array], model.apply({"params": params}, images, method="encode"))
+
+
+@partial(jax.jit, static_argnames="model")
+def decode(model: VAE, params: Mapping[str, Any], z: Float[Array, "batch latent"]) -> Float[Array, "batch pixels"]:
+    """The means of the pixels, sigmoid(logits)."""
+    return jax.nn.sigmoid(cast(Array, model.apply({"params": params}, z, method="decode")))

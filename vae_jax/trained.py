@@ -38,22 +38,17 @@ class Trained(NamedTuple):
 
     def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """mu and logvar, [images, latent] each, of bytes or of pixels in [0, 1], [images, pixels]."""
-        mu, logvar = self._apply(images, "encode")
+        from vae_jax import model
+
+        mu, logvar = model.encode(self.model, self.params, images)
         return np.asarray(mu), np.asarray(logvar)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The means of the pixels, sigmoid(logits), [..., pixels], at the latent points z, [..., latent]."""
-        import jax
+        from vae_jax import model
 
-        logits = self._apply(z.reshape(-1, self.latent_dim), "decode")
-        return np.asarray(jax.nn.sigmoid(logits)).reshape(*z.shape[:-1], self.pixels)
-
-    def _apply(self, inputs: np.ndarray, method: str) -> Any:
-        import jax
-        import jax.numpy as jnp
-
-        params = jax.tree.map(jnp.asarray, self.params)
-        return self.model.apply({"params": params}, jnp.asarray(inputs), method=method)
+        means = model.decode(self.model, self.params, z.reshape(-1, self.latent_dim))
+        return np.asarray(means).reshape(*z.shape[:-1], self.pixels)
 
 
 def read(path: Path) -> Trained:
