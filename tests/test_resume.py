@@ -13,8 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 
 import vae_jax.train
+from torch_ref import convert
+from torch_ref.model import VAE as TorchVAE
 from torch_ref.train import TorchTrainConfig
 from torch_ref.train import fit as torch_fit
 from vae_jax import Dataset, InputError, TrainConfig, cli, fit
@@ -398,6 +401,68 @@ def test_parameters_that_are_not_finite_are_not_kept(tmp_path, mnist):
     with pytest.raises(NonFiniteLossError, match="step 16 has made parameters that are not finite"):
         checkpoints.save(progress)
     assert numbers(tmp_path) == [14, 15]
+
+
+def test_init(tmp_path, undisturbed):
+    file = undisturbed / "vae.pth"
+    # At no rate at all, what comes out is what went in.
+    fit(options(tmp_path / "still", epochs=1, learning_rate=1e-30, init=file))
+    assert (tmp_path / "still/vae.pth").read_bytes() == file.read_bytes()
+    # It is read at the start only; a run that goes on has its weights.
+    copy = tmp_path / "init.pth"
+    shutil.copy(file, copy)
+    changes = {"init": copy, "checkpoint_every": 0.0}
+    fit(options(tmp_path / "straight", epochs=3, **changes))
+    fit(options(tmp_path / "on", epochs=1, **changes))
+    copy.unlink()
+    fit(options(tmp_path / "on", epochs=3, **changes))
+    require_same(tmp_path / "on", tmp_path / "straight")
+    assert metrics(tmp_path / "on")[0]["train_loss"] < metrics(undisturbed)[-1]["train_loss"]
+
+
+def test_init_with_adam(tmp_path, undisturbed, monkeypatch):
+    # PyTorch's Adam after 7 steps, each gradient the parameter itself.
+    model = TorchVAE(16, 4)
+    model.load_state_dict(convert.load(undisturbed / "vae.pth"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    for _ in range(7):
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach().clone()
+        optimizer.step()
+    file = tmp_path / "torch.pth"
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    begun = []
+    monkeypatch.setattr(vae_jax.train, "_train", lambda _, progress, *__: begun.append(progress.state))
+    fit(options(tmp_path, init=file))
+    (state,) = begun
+    assert int(state.step) == 0 and int(state.opt_state.count) == 7
+    for name, tree in (("exp_avg", state.opt_state.mu), ("exp_avg_sq", state.opt_state.nu)):
+        keys = model.state_dict()
+        moments = {key: optimizer.state_dict()["state"][number][name] for number, key in enumerate(keys)}
+        expected = convert.to_params(moments)
+        assert jax.tree.all(jax.tree.map(lambda found, right: bool((found == right).all()), tree, expected))
+
+
+def test_init_refusals(tmp_path, undisturbed, monkeypatch, capsys):
+    file = undisturbed / "vae.pth"
+    for changes, message in (
+        (
+            {"hidden_dim": 17},
+            f"--init {file}: holds a model of 784 pixels, --hidden-dim 16 and --latent-dim 4; expected",
+        ),
+        ({"init": tmp_path / "no.pth"}, f"{tmp_path}/no.pth: cannot be read (No such file or directory)"),
+        ({"init": undisturbed / "run/config.json"}, "is not a file of plain tensors"),
+    ):
+        code, _, error = command(monkeypatch, capsys, options(tmp_path, **{"init": file} | changes))
+        assert code == 2
+        assert message in error and error.count("\n") == 1
+    model = TorchVAE(16, 4)
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    torch.save({"model": model.state_dict(), "optimizer": adam.state_dict()}, tmp_path / "adam.pth")
+    code, _, error = command(monkeypatch, capsys, options(tmp_path, init=tmp_path / "adam.pth"))
+    assert code == 2
+    assert error == f"error: --init {tmp_path}/adam.pth: its Adam has --learning-rate 0.01; expected 0.001\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_events_of_a_run_that_died(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ from vae_jax.trained import Trained
 if TYPE_CHECKING:
     from jax import Array
 
+    from torch_ref.checkpoint import Checkpoint
+    from torch_ref.convert import Params
     from vae_jax.checkpoint import Checkpoints, Progress
     from vae_jax.steps import TrainState
 
@@ -47,15 +50,63 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     config.check()
     dataset = load(config.data, config.data_dir, config.max_data_gb)
     config.check_size(math.prod(dataset.image_shape))
+    init = None
+    if config.init is not None and (config.overwrite or not config.has_checkpoints):
+        init = _read_init(config, config.init, math.prod(dataset.image_shape))
     with lock(config.workdir):
         try:
-            return _fit(config, dataset)
+            return _fit(config, dataset, init)
         except KeyboardInterrupt:
             print(f"to go on: {config.command}", flush=True)
             raise
 
 
-def _fit(config: TrainConfig, dataset: Dataset) -> tuple[TrainState, list[EpochMetrics]]:
+def _read_init(config: TrainConfig, path: Path, pixels: int) -> Checkpoint:
+    """Reads the file that `--init` names.
+
+    Raises:
+      InputError: It cannot be used, or does not go with the other options.
+    """
+    from torch_ref.checkpoint import load_checkpoint
+
+    init = load_checkpoint(path)
+    encoder = init.params["encoder"]
+    found = (*encoder["fc1"]["kernel"].shape, len(encoder["fc2_mu"]["bias"]))
+    if found != (pixels, config.hidden_dim, config.latent_dim):
+        raise InputError(
+            f"--init {path}: holds a model of {found[0]} pixels, --hidden-dim {found[1]} and --latent-dim {found[2]};"
+            f" expected {pixels}, {config.hidden_dim} and {config.latent_dim}"
+        )
+    if init.adam is not None and init.adam.learning_rate != config.learning_rate:
+        raise InputError(
+            f"--init {path}: its Adam has --learning-rate {init.adam.learning_rate}; expected {config.learning_rate}"
+        )
+    return init
+
+
+def _initial_state(config: TrainConfig, pixels: int, init: Checkpoint | None) -> TrainState:
+    """The state before the first step: fresh, or that of `--init`."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from vae_jax import steps
+
+    state = steps.create_state(config, pixels)
+    if init is None:
+        return state
+
+    def as_float32(params: Params) -> optax.Params:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+    state = state.replace(params=as_float32(init.params))
+    if init.adam is None:
+        return state
+    count, mu, nu, _ = init.adam
+    return state.replace(opt_state=optax.ScaleByAdamState(jnp.int32(count), as_float32(mu), as_float32(nu)))
+
+
+def _fit(config: TrainConfig, dataset: Dataset, init: Checkpoint | None) -> tuple[TrainState, list[EpochMetrics]]:
     """`fit` in a workdir that no other process is in."""
     import jax
     import jax.numpy as jnp
@@ -72,7 +123,7 @@ def _fit(config: TrainConfig, dataset: Dataset) -> tuple[TrainState, list[EpochM
     checkpoints = Checkpoints(config, len(train_images), train_images.shape[1], dataset.checksum())
     progress = None if config.overwrite else checkpoints.newest()
     if progress is None:
-        progress = Progress(steps.create_state(config, train_images.shape[1]))
+        progress = Progress(_initial_state(config, train_images.shape[1], init))
         log = RunLog(config, image_shape, pixels)
     else:
         if len(progress.history) + bool(progress.bce) > config.epochs:
