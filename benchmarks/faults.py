@@ -1,0 +1,251 @@
+"""`python -m benchmarks.faults`: runs that are killed, stopped and damaged until they are through, against one that is not.
+
+Whole processes, as a user starts them, end at random moments by kill -9, SIGTERM or Ctrl-C; the same command starts
+again until the run is finished. What it then leaves has to be that of an undisturbed run, bit for bit.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks import report
+from benchmarks.report import Check, Report
+from vae_jax import cli
+from vae_jax.config import InputError
+
+# Stretches within an epoch, several checkpoints an epoch, pixels drawn anew in every step.
+OPTIONS = ("--epochs=4", "--checkpoint-every=0.4", "--binarize=dynamic")
+SECONDS_TO_STOP = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultsConfig:
+    """Kill and damage training runs at random, and look whether anything of them is lost."""
+
+    kills: int = 200
+    """Processes to end with kill -9."""
+    stops: int = 20
+    """Processes to end with SIGTERM or Ctrl-C."""
+    flips: int = 20
+    """Bits to flip in each file of the newest checkpoint, one after the other."""
+    seed: int = 0
+    """Seed of the moments."""
+    out: Path = Path("benchmarks/results")
+    """Folder for the results."""
+
+
+def faults(config: FaultsConfig) -> None:
+    """Measures and writes faults.json and faults.md.
+
+    Raises:
+      InputError: A number is too small.
+    """
+    for name in ("kills", "stops", "flips"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} {getattr(config, name)}: expected a whole number of at least 1")
+    rng = random.Random(config.seed)
+    environment = report.environment() | {"load before": "not noted"}
+    with tempfile.TemporaryDirectory() as folder:
+        undisturbed = Path(folder) / "undisturbed"
+        start = time.perf_counter()
+        Life(undisturbed).wait()
+        whole = time.perf_counter() - start
+        found = ends(config, Path(folder), rng, whole)
+        damages = damaged(undisturbed, config.flips, rng)
+    result = Report(
+        "faults",
+        f"`python -m benchmarks.faults`: `python -m vae_jax.train {' '.join(OPTIONS)}`, ended at random moments of"
+        f" {whole:.0f} seconds and started again until it is finished; and every file of its newest checkpoint damaged.",
+        dataclasses.asdict(config) | {"out": None},
+        {"Processes ended": found["ended"], "Newest checkpoint": damages},
+        [
+            Check(
+                f"{config.kills} kills: every run ends as the undisturbed one, bit for bit",
+                f"{found['same']} of {found['runs']} runs, {found['kills']} kills",
+                found["same"] == found["runs"] and found["kills"] >= config.kills,
+            ),
+            Check(
+                f"stopped within {SECONDS_TO_STOP} s, exit code 130 or 143",
+                f"{found['stops']} stops, at most {found['slowest stop s']:.2f} s, {found['wrong codes']} wrong codes",
+                found["slowest stop s"] <= SECONDS_TO_STOP and not found["wrong codes"],
+            ),
+            Check(
+                "damage to any one file: the older checkpoint, or the same content",
+                f"{sum(row['recovered'] for row in damages)} of {sum(row['damages'] for row in damages)}",
+                all(row["recovered"] == row["damages"] for row in damages),
+            ),
+        ],
+        environment,
+    )
+    result.write(config.out)
+    print(result.to_markdown())
+    if not all(check.holds for check in result.checks):
+        sys.exit(1)
+
+
+class Life:
+    """One process of the training command."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.output = folder.with_suffix(".txt")
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "vae_jax.train",
+                    *OPTIONS,
+                    f"--workdir={folder}/run",
+                    f"--export={folder}/vae.pth",
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait(self) -> None:
+        """Waits for its end.
+
+        Raises:
+          RuntimeError: It failed; the message is what it printed.
+        """
+        if self.process.wait():
+            raise RuntimeError(f"exit code {self.process.returncode}: {self.output.read_text()}")
+
+    def lives_for(self, seconds: float) -> bool:
+        """Waits; whether it is still there afterwards."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+            self.wait()
+            return False
+        return True
+
+    @property
+    def phase(self) -> str:
+        """What it was at, by what it has printed."""
+        text = self.output.read_text()
+        if "saved" in text:
+            return "after the export"
+        return "training" if "losses are" in text else "starting"
+
+
+def ends(config: FaultsConfig, folder: Path, rng: random.Random, whole: float) -> dict:
+    """Runs that are ended again and again, until so many processes are."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    found = {"runs": 0, "same": 0, "kills": 0, "stops": 0, "slowest stop s": 0.0, "wrong codes": 0}
+    undisturbed = left(folder / "undisturbed")
+    with tqdm(total=config.kills + config.stops, unit=" ends", disable=None) as bar:
+        while found["kills"] < config.kills or found["stops"] < config.stops:
+            run = folder / f"run{found['runs']}"
+            while True:
+                life = Life(run)
+                if not life.lives_for(rng.uniform(0, whole)):
+                    break
+                kill = found["stops"] >= config.stops or rng.random() < config.kills / (config.kills + config.stops)
+                # Before its first line, the interpreter itself may still be starting: it knows no signal yet.
+                if kill or life.phase == "starting":
+                    counts["kill -9", life.phase] += 1
+                    life.process.kill()
+                    life.process.wait()
+                    found["kills"] += 1
+                else:
+                    number = rng.choice([signal.SIGTERM, signal.SIGINT])
+                    counts[number.name, life.phase] += 1
+                    start = time.perf_counter()
+                    life.process.send_signal(number)
+                    code = life.process.wait()
+                    found["slowest stop s"] = max(found["slowest stop s"], time.perf_counter() - start)
+                    # A process that was through may have ended well before it heard of it.
+                    found["wrong codes"] += code not in (
+                        128 + number,
+                        0 if "saved" in life.output.read_text() else None,
+                    )
+                    found["stops"] += 1
+                bar.update()
+            found["runs"] += 1
+            found["same"] += left(run) == undisturbed
+            shutil.rmtree(run)
+    phases = ("starting", "training", "after the export")
+    found["ended"] = [
+        {"by": by} | {phase: counts[by, phase] for phase in phases} for by in sorted({by for by, _ in counts})
+    ]
+    return found
+
+
+def left(folder: Path) -> dict[str, object]:
+    """What a finished run has left: the bytes of its models, its metrics but for the seconds, and every name."""
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return {
+        "models": [(folder / name).read_bytes() for name in ("vae.pth", "run/model.pth")],
+        "metrics": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
+        "names": sorted(path.name for path in (*folder.iterdir(), *(folder / "run").iterdir())),
+        "newest": max(int(path.name) for path in (folder / "run/checkpoints").iterdir()),
+    }
+
+
+def damaged(folder: Path, flips: int, rng: random.Random) -> list[dict]:
+    """Damages the files of the newest checkpoint one by one, each in every way, and reads the newest one that is whole."""
+    from vae_jax.checkpoint import Checkpoints
+    from vae_jax.config import TrainConfig
+    from vae_jax.data import load
+
+    images = load()
+    # The options that made the run, as the command read them.
+    options = json.loads((folder / "run/config.json").read_text())
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    options = {name: value for name, value in options.items() if name in fields}
+    config = TrainConfig(**options | {"workdir": folder / "run", "export": folder / "vae.pth"})
+    checkpoints = config.workdir / "checkpoints"
+    *_, older, newest = sorted(int(path.name) for path in checkpoints.iterdir())
+
+    def step() -> int:
+        with contextlib.redirect_stderr(io.StringIO()):
+            progress = Checkpoints(config, len(images.train_images), 784, images.checksum()).newest()
+        assert progress is not None
+        return int(progress.state.step)
+
+    assert step() == newest
+    rows = []
+    for file in sorted(path for path in (checkpoints / str(newest)).rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        damages = [b"", content[:-1], content[: len(content) // 2], content + b"\0", None]
+        for _ in range(flips):
+            bit = rng.randrange(8 * len(content))
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            damages.append(bytes(flipped))
+        steps = []
+        for damage in damages:
+            if damage is None:
+                file.unlink()
+            else:
+                file.write_bytes(damage)
+            steps.append(step())
+            file.write_bytes(content)
+        # Nothing that was damaged is taken for whole: the newest one is read only where it is.
+        rows.append(
+            {
+                "file": str(file.relative_to(checkpoints / str(newest))),
+                "bytes": len(content),
+                "damages": len(steps),
+                "recovered": steps.count(older),
+            }
+        )
+    assert step() == newest
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(faults, FaultsConfig, "python -m benchmarks.faults")
