@@ -189,7 +189,7 @@ def test_more_epochs_train_on(tmp_path, undisturbed, monkeypatch, capsys):
 
 CHANGES = {
     "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
-    "binarize": "threshold", "data": "tfds:mnist", "init": Path("other.pth"),
+    "binarize": "threshold", "data": "tfds:mnist", "matmul_precision": "high", "init": Path("other.pth"),
 }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def test_what_a_run_leaves_behind(command):
         "data": "mnist", "epochs": 2, "batch_size": 128, "learning_rate": 0.001, "hidden_dim": 64, "latent_dim": 5,
         "beta": 1.0, "seed": 0, "workdir": "run", "export": "out/vae.pth", "pictures_every": 0, "tensorboard": False,
         "overwrite": False, "data_dir": None, "binarize": "none", "max_data_gb": None,
-        "checkpoint_every": 60.0, "init": None,
+        "checkpoint_every": 60.0, "matmul_precision": "highest", "init": None,
         "image_shape": [28, 28], "pixels": "grey",
     }  # fmt: skip
     metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
@@ -126,6 +126,13 @@ def test_beta_in_the_files(tmp_path):
     _, (metrics,) = fit(small(tmp_path, beta=3.0))
     assert metrics.train_loss == pytest.approx(metrics.train_bce + 3 * metrics.train_kld, rel=1e-12)
     assert metrics.test_loss == pytest.approx(metrics.test_bce + 3 * metrics.test_kld, rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "default"])
+def test_precision_of_matrix_products(precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_fit", lambda *_: jax.jit(jax.numpy.dot).lower(*2 * [jax.numpy.eye(2)]).as_text())
+    program = fit(small(tmp_path, matmul_precision=precision))
+    assert f"precision = [{precision.upper()}, {precision.upper()}]" in program
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):

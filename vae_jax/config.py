@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 FLOAT32_MAX = 3.4028235e38
 # How grey pixels become binary ones.
 Binarize = Literal["none", "dynamic", "threshold", "static"]
+# Of matrix products, as jax.default_matmul_precision has it.
+Precision = Literal["highest", "high", "default"]
 # What indexes arrays on the device is an int32.
 INT32_MAX = 2**31 - 1
 # What a run leaves in its workdir.
@@ -24,7 +26,8 @@ EVENTS = "tensorboard"
 CHECKPOINTS = "checkpoints"
 # The options that decide which model a run makes, epoch by epoch: a run is continued with the same ones only.
 MODEL_OPTIONS = (
-    "data", "binarize", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "beta", "seed", "init",
+    "data", "binarize", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "beta", "seed", "matmul_precision",
+    "init",
 )  # fmt: skip
 
 
@@ -173,6 +176,8 @@ class TrainConfig(RunConfig):
 
     checkpoint_every: float = 60.0
     """Seconds of training between two checkpoints; 0 writes one after every epoch."""
+    matmul_precision: Precision = "highest"
+    """Of matrix products on a GPU or TPU: float32 as in PyTorch (highest), or the device's fastest (default)."""
     init: Path | None = None
     """Start from the weights in this PyTorch file (.pth, .safetensors), and from its Adam state if it has one."""
 
@@ -184,6 +189,8 @@ class TrainConfig(RunConfig):
             options made.
         """
         self._require("checkpoint_every", self.checkpoint_every >= 0, "a number of at least 0")
+        precisions = get_args(Precision)
+        self._require("matmul_precision", self.matmul_precision in precisions, f"one of {', '.join(precisions)}")
         super().check()
 
     @property

@@ -53,7 +53,10 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     init = None
     if config.init is not None and (config.overwrite or not config.has_checkpoints):
         init = _read_init(config, config.init, math.prod(dataset.image_shape))
-    with lock(config.workdir):
+
+    import jax
+
+    with lock(config.workdir), jax.default_matmul_precision(config.matmul_precision):
         try:
             return _fit(config, dataset, init)
         except KeyboardInterrupt:
