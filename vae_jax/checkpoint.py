@@ -25,7 +25,6 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from vae_jax import steps
 from vae_jax.config import CHECKPOINTS, InputError, NonFiniteLossError, TrainConfig, reason
@@ -108,7 +107,6 @@ class Checkpoints:
         self._checksum = checksum
         self._shown = config.workdir / CHECKPOINTS
         self._folder = self._shown.resolve()
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         self._newest: int | None = None  # of those known to be whole
         self._last = time.monotonic()
 
@@ -189,10 +187,9 @@ class Checkpoints:
                 if later >= number:  # damaged: it was passed over
                     self._delete(later)
             part = self._folder / f"{number}.part"
-            with _silenced():
-                self._orbax.save(
-                    part, ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), notes=ocp.args.JsonSave(notes))
-                )
+            with _orbax() as orbax, orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as checkpointer:
+                items = {"state": orbax.args.PyTreeSave(arrays), "notes": orbax.args.JsonSave(notes)}
+                checkpointer.save(part, orbax.args.Composite(**items))
             with replacing(part / SUMS) as sums:
                 sums.write_text(_sums(part))
             part.rename(self._folder / str(number))
@@ -213,10 +210,9 @@ class Checkpoints:
         if expected != found:
             names = sorted({line.split("  ", 1)[-1] for line in expected ^ found})
             raise ValueError(f"{SUMS} does not match {names[0]}")
-        with _silenced():
-            checkpoint = self._orbax.restore(
-                folder, ocp.args.Composite(state=ocp.args.PyTreeRestore(), notes=ocp.args.JsonRestore())
-            )
+        with _orbax() as orbax, orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as checkpointer:
+            items = {"state": orbax.args.PyTreeRestore(), "notes": orbax.args.JsonRestore()}
+            checkpoint = checkpointer.restore(folder, orbax.args.Composite(**items))
         return checkpoint["state"], checkpoint["notes"]
 
     def _numbers(self) -> list[int]:
@@ -254,12 +250,14 @@ def _sums(folder: Path) -> str:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Keeps Orbax from logging pages about an error that it raises as well."""
+def _orbax() -> Iterator[Any]:
+    """Orbax, imported when it is needed, and kept from logging pages about an error that it raises as well."""
+    import orbax.checkpoint as orbax
+
     logger = logging.getLogger("absl")
     before = logger.disabled
     logger.disabled = True
     try:
-        yield
+        yield orbax
     finally:
         logger.disabled = before

@@ -5,9 +5,11 @@ jax is imported by `fit`, not by this module, so that `--help` and wrong options
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -205,17 +207,22 @@ def _train(
     batch_size = min(config.batch_size, count)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(progress.state.params))
 
-    # All compiled ahead, so that the seconds of an epoch are those of its training.
-    steps.shuffled_batches(progress.state.key, 0, count, batch_size).block_until_ready()
     test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
-    eval_epoch = steps.eval_epoch.lower(progress.state, test_images, test_batches).compile()
     stretches = stretch_steps(math.ceil(count / batch_size), 6 * batch_size * parameters)
+    eval_epoch = steps.eval_epoch.lower(progress.state, test_images, test_batches)
     train = {
         length: steps.train_epoch.lower(
             progress.state, train_images, jax.ShapeDtypeStruct((length, batch_size), jnp.int32)
-        ).compile()
+        )
         for length in {len(stretch) for stretch in stretches}
     }
+    # All compiled ahead, so that the seconds of an epoch are those of its training. XLA does not hold Python's lock:
+    # what the end of a run needs is imported meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        pool.map(importlib.import_module, ("orbax.checkpoint", "torch_ref.convert", "vae_jax.plots"))
+        eval_epoch = eval_epoch.compile()
+        train = {length: lowered.compile() for length, lowered in train.items()}
+        steps.shuffled_batches(progress.state.key, 0, count, batch_size).block_until_ready()
 
     with signals.noted() as stop:
         while len(progress.history) < config.epochs:
