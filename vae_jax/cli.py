@@ -2,16 +2,16 @@
 
 import contextlib
 import io
+import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 import tyro
 
+from vae_jax import signals
 from vae_jax.config import InputError, NonFiniteLossError
-from vae_jax.signals import Interrupted
 
 Config = TypeVar("Config")
 
@@ -22,13 +22,9 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     Exits with one line on standard error and code 2 where they cannot be used, 1 where training diverges or the machine
     gives out on the way (a full disk, say), 130 after Ctrl-C and 143 after SIGTERM.
     """
-
-    def interrupt(signum: int, _: object) -> None:
-        raise Interrupted(signum)
-
-    signal.signal(signal.SIGTERM, interrupt)
     try:
-        command(parse(config_type, prog))
+        with signals.raised():
+            command(parse(config_type, prog))
     except InputError as error:
         _say(error)
         sys.exit(2)
@@ -39,9 +35,11 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     except NonFiniteLossError as error:
         _say(error)
         sys.exit(1)
-    except KeyboardInterrupt as stop:
+    except signals.Interrupted as stop:
         print("interrupted", file=sys.stderr)
-        sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))
+        sys.stdout.flush()
+        # At once: XLA may still be compiling in threads that must not see the interpreter go.
+        os._exit(128 + stop.signum)
 
 
 def _say(error: Exception | str) -> None:

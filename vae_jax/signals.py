@@ -1,10 +1,14 @@
-"""Ctrl-C and SIGTERM, noted while training and acted on between two steps."""
+"""Ctrl-C and SIGTERM: noted while training and acted on between two steps, raised elsewhere."""
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,12 +43,41 @@ def noted() -> Iterator[Request]:
             os._exit(128 + signum)
         request.signum = signum
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handled_by(note):
         yield request
-        return
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Within the block, SIGINT and SIGTERM raise `Interrupted`."""
+    hook = sys.unraisablehook
+
+    def interrupt(signum: int, _: object) -> None:
+        raise Interrupted(signum)
+
+    def again(unraisable: Any) -> None:
+        # Where it strikes while garbage is collected, Python drops the exception.
+        if isinstance(unraisable.exc_value, Interrupted):
+            threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.signum)).start()
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = again
     try:
-        yield request
+        with _handled_by(interrupt):
+            yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        sys.unraisablehook = hook
+
+
+@contextmanager
+def _handled_by(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in STOPS}
+    try:
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)

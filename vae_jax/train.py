@@ -216,13 +216,17 @@ def _train(
         )
         for length in {len(stretch) for stretch in stretches}
     }
-    # All compiled ahead, so that the seconds of an epoch are those of its training. XLA does not hold Python's lock:
-    # what the end of a run needs is imported meanwhile.
-    with ThreadPoolExecutor(1) as pool:
-        pool.map(importlib.import_module, ("orbax.checkpoint", "torch_ref.convert", "vae_jax.plots"))
-        eval_epoch = eval_epoch.compile()
-        train = {length: lowered.compile() for length, lowered in train.items()}
-        steps.shuffled_batches(progress.state.key, 0, count, batch_size).block_until_ready()
+    # All compiled ahead, so that the seconds of an epoch are those of its training. In a thread: meanwhile Ctrl-C is heard,
+    # and what the end of a run needs is imported.
+    pool = ThreadPoolExecutor(1)
+    eval_epoch, *compiled = (pool.submit(lowered.compile) for lowered in (eval_epoch, *train.values()))
+    shuffled = pool.submit(steps.shuffled_batches, progress.state.key, 0, count, batch_size)
+    pool.shutdown(wait=False)
+    for module in ("orbax.checkpoint", "torch_ref.convert", "vae_jax.plots"):
+        importlib.import_module(module)
+    eval_epoch = eval_epoch.result()
+    train = {length: program.result() for length, program in zip(train, compiled, strict=True)}
+    shuffled.result().block_until_ready()
 
     with signals.noted() as stop:
         while len(progress.history) < config.epochs:
