@@ -216,8 +216,8 @@ def _train(
         )
         for length in {len(stretch) for stretch in stretches}
     }
-    # All compiled ahead, so that the seconds of an epoch are those of its training. In a thread: meanwhile Ctrl-C is heard,
-    # and what the end of a run needs is imported.
+    # All compiled ahead, so that the seconds of an epoch are those of its training. In a thread: meanwhile
+    # Ctrl-C is heard, and what the end of a run needs is imported.
     pool = ThreadPoolExecutor(1)
     eval_epoch, *compiled = (pool.submit(lowered.compile) for lowered in (eval_epoch, *train.values()))
     shuffled = pool.submit(steps.shuffled_batches, progress.state.key, 0, count, batch_size)
