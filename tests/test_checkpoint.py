@@ -182,7 +182,7 @@ BAD = {
     "shape": (state(1, exp_avg=torch.zeros(7)), r"state\[1\].exp_avg \(encoder.fc1.bias\) is \[7\] of torch.float32"),
     "type": (state(1, exp_avg=torch.zeros(6).double()), r"state\[1\].exp_avg .* is \[6\] of torch.float64; expected"),
     "list": (state(1, exp_avg=[0.0] * 6), r"state\[1\].exp_avg .* is list; expected a dense tensor"),
-    "spread": (state(1, exp_avg=torch.zeros(1).expand(6)), r"state\[1\].exp_avg .* in a storage of 1 values"),
+    "spread": (state(1, exp_avg=torch.zeros(1).expand(6)), "state.1.exp_avg: .* in a storage of 1 values"),
     "nan": (state(1, exp_avg=torch.full((6,), torch.nan)), r"state\[1\].exp_avg .* holds values that are NaN"),
     "negative": (negative, r"state\[1\].exp_avg_sq \(encoder.fc1.bias\) holds negative values"),
     "steps": (state(3, step=torch.tensor(4.0)), r"state\[3\].step is 4; expected 3, as in state\[0\]"),

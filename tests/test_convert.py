@@ -14,6 +14,7 @@ from tests.fuzz_weights import number, numbers, text
 from torch_ref import convert
 from torch_ref.convert import LAYOUTS, WeightsError
 from torch_ref.model import VAE
+from torch_ref.pth import LEGACY_START
 
 KEYS = {
     "documented": ["encoder.fc1", "encoder.fc2_mu", "encoder.fc2_logvar", "decoder.fc1", "decoder.fc2"],
@@ -157,7 +158,8 @@ def archive(pickle: bytes, packed: int = zipfile.ZIP_STORED, **entries: bytes) -
     """A file such as torch.save writes, with any pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", packed) as target:
-        for name, content in {"data.pkl": b"\x80\x02" + pickle + b".", "data/0": bytes(4), **entries}.items():
+        parts = {"data.pkl": b"\x80\x02" + pickle + b".", "data/0": bytes(4), "version": b"3\n"}
+        for name, content in (parts | entries).items():
             target.writestr(f"archive/{name}", content)
     return file.getvalue()
 
@@ -173,14 +175,16 @@ def first_weight(storage: int, offset: int, size: tuple[int, ...], stride: tuple
 PAIRS = b"K\x01\x85q\x00" + b"h\x00h\x00\x86q\x00" * 60
 # Their hashes are all 0.
 COLLIDING = b"".join(number(key * (2**61 - 1)) + b"N" for key in range(1, 60_000))
+MANY = b"}(" + b"".join(number(key) + b"N" for key in range(1000)) + b"uq\x00"
 # What a short file asks for, and the refusal. torch.load(weights_only=True) does not come back from the first three.
 HOSTILE = {
     "a hash without end": (archive(b"}" + PAIRS + b"Ns"), "it has a tuple as a key"),
-    "a text without end": (archive(PAIRS + b")R"), "tuple stands for Inert"),
+    "a text without end": (archive(PAIRS + b")R"), "tuple stands for _Name"),
     "hashes that collide": (archive(b"}(" + COLLIDING + b"u"), "it has a int as a key"),
+    "a version without end": (number(LEGACY_START[0]) + b"." + PAIRS + b"." + b"}." * 3, "does not begin"),
     "bytes by the gigabyte": (archive(b"cbuiltins\nbytearray\n" + number(10**12) + b"\x85R"), "builtins.bytearray"),
-    "a tensor by its size": (archive(b"ctorch\nFloatTensor\n" + number(10**12) + b"\x85R"), "holds torch.FloatTensor"),
-    "code": (archive(b"cposix\nsystem\n" + text("exit") + b"\x85R"), "it holds posix.system"),
+    "a tensor by its size": (archive(b"ctorch\nFloatTensor\n" + number(10**12) + b"\x85R"), "it is torch.FloatTensor"),
+    "code": (archive(b"cposix\nsystem\n" + text("exit") + b"\x85R"), "it is posix.system; expected"),
     "a long pickle": (archive(b"N" * (1 << 20)), "its pickle is too long"),
     "deflated": (archive(b"}", zipfile.ZIP_DEFLATED, junk=bytes(1 << 20)), "its entries are packed"),
     "many entries": (archive(b"}", **{f"{name}": b"" for name in range(20_000)}), "table of contents is too long"),
@@ -192,12 +196,23 @@ HOSTILE = {
     "overflow": (archive(first_weight(1, 0, (2**63,), (1,))), "key encoder.fc1.weight: has no sound shape"),
     "dimensions": (archive(first_weight(1, 0, (1,) * 9000, (1,) * 9000)), "key encoder.fc1.weight: has no sound shape"),
     "short storage": (archive(first_weight(2**40, 0, (1,), (1,))), "a storage of 1099511627776 values has 4 bytes"),
+    "attributes of a tensor": (archive(first_weight(1, 0, (1,), (1,))[:-1] + b"}bs"), "it sets attributes"),
+    "many copies": (archive(MANY + b"ccollections\nCounter\nq\x01" + b"h\x01h\x00\x85R" * 9000), "too many objects"),
+    "many calls": (archive(b"ccollections\nOrderedDict\nq\x01" + b"h\x01)R" * 90_000), "it builds too many objects"),
     "lines": (archive(b"}" + text("\n\x1b[31m") + b"Ns"), "missing from the state dict"),
 }  # fmt: skip
 
 
+@pytest.fixture
+def loads(monkeypatch):
+    """The calls of torch.load."""
+    calls, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: [calls.append(options), load(*args, **options)][1])
+    return calls
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files(name, tmp_path):
+def test_hostile_files(name, tmp_path, loads):
     content, message = HOSTILE[name]
     path = tmp_path / "a\nb.pth"
     path.write_bytes(content)
@@ -205,6 +220,101 @@ def test_hostile_files(name, tmp_path):
         convert.load(path)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 700
+    assert len(loads) == (name == "lines")
+
+
+def test_torch_load_is_the_reader(tmp_path, state_dict, loads):
+    torch.save(state_dict, tmp_path / "vae.pth")
+    convert.load(tmp_path / "vae.pth")
+    assert loads == [{"map_location": "cpu", "weights_only": True}]
+
+
+def rezipped(content: bytes, extra: bytes = b"", attributes: int = 0, **others: bytes) -> bytes:
+    """The same archive with more entries, in other folders or not, or with extra fields or attributes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(file, "w") as target:
+        for name, value in [(name, source.read(name)) for name in source.namelist()] + list(others.items()):
+            entry = zipfile.ZipInfo(name)
+            entry.extra, entry.external_attr = extra, attributes
+            target.writestr(entry, value)
+    return file.getvalue()
+
+
+def patched(content: bytes, place: int, new: bytes) -> bytes:
+    """The same length, with other bytes that many from the end."""
+    return content[: len(content) - place] + new + content[len(content) - place + len(new) :]
+
+
+# What zipfile and PyTorch's reader may see differently, made of a good archive. PyTorch's ends with a long end record
+# of 56 bytes, its place in 20, and the short one in 22.
+AMBIGUOUS = {
+    "bytes before": lambda good: good[:4] + good,
+    "bytes after": lambda good: good + bytes(4),
+    "comment": lambda good: patched(good, 2, b"\4\0") + b"abcd",
+    "two archives": lambda good: good + good,
+    "two end records": lambda good: good + good[-22:],
+    "another count": lambda good: patched(good, 98 - 32, b"\1"),
+    "another count, short": lambda good: patched(rezipped(good), 12, b"\1"),
+    "another table": lambda good: patched(good, 98 - 48, bytes(8)),
+    "another table, short": lambda good: patched(rezipped(good), 6, bytes(4)),
+    "another long end": lambda good: patched(good, 42 - 8, bytes(8)),
+    "capitals": lambda good: rezipped(good, **{"archive/DATA.PKL": b"\x80\x02}."}),
+    "another folder": lambda good: rezipped(good, **{"other/data.pkl": b"\x80\x02}."}),
+    "extra field": lambda good: rezipped(good, b"\x75\x70\1\0\1"),
+    "folders": lambda good: rezipped(good, attributes=0x10),
+    "a bit": lambda good: good.replace(b"\x80\x3f", b"\x80\xbf", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_archives_that_two_readers_may_take_differently(name, tmp_path, state_dict, loads):
+    path = tmp_path / "vae.pth"
+    file = io.BytesIO()
+    torch.save({key: torch.ones_like(value) for key, value in state_dict.items()}, file)
+    for content in (file.getvalue(), rezipped(file.getvalue()), file.getvalue()[:-98] + file.getvalue()[-22:]):
+        path.write_bytes(content)
+        convert.load(path)
+    loads.clear()
+    changed = AMBIGUOUS[name](file.getvalue())
+    assert changed not in (file.getvalue(), rezipped(file.getvalue()))
+    path.write_bytes(changed)
+    with pytest.raises(WeightsError, match="is not a file of plain tensors"):
+        convert.load(path)
+    assert not loads
+
+
+def test_bytes_after_a_legacy_file(tmp_path, state_dict, loads):
+    torch.save(state_dict, tmp_path / "vae.pth", _use_new_zipfile_serialization=False)
+    with (tmp_path / "vae.pth").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(WeightsError, match="bytes and should have"):
+        convert.load(tmp_path / "vae.pth")
+    assert not loads
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:torch.quantize_per_tensor")
+def test_what_else_a_checkpoint_may_hold(tmp_path, state_dict, loads):
+    path = tmp_path / "checkpoint.pth"
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 3, 5]).state_dict()  # its milestones are a Counter
+    more = {"size": torch.Size([2, 3]), "device": torch.device("cuda:0"), "type": torch.float32, "schedule": schedule}
+    torch.save({"model": state_dict} | more, path)
+    assert all(torch.equal(value, state_dict[key]) for key, value in convert.load(path).items())
+    loads.clear()
+    others = {
+        "sparse": torch.eye(2).to_sparse(),
+        "nested": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+        "meta": torch.ones(1, device="meta"),
+        "quantized": torch.quantize_per_tensor(torch.ones(1), 0.1, 0, torch.quint8),
+        "conjugate": torch.ones(1, dtype=torch.complex64).conj(),
+        "bytes": bytearray(b"abc"),
+        "code": os.system,
+    }
+    for name, value in others.items():
+        torch.save({"model": state_dict, "more": {"first": 1, name: value}}, path)
+        with pytest.raises(WeightsError, match=f"key more.{name}: is .*; expected a dense tensor or plain values"):
+            convert.load(path)
+    assert not loads
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torch_ref import convert, pth
+from torch_ref import convert
 from torch_ref.convert import Params, StateDict, WeightsError
 from vae_jax.config import FLOAT32_MAX, INT32_MAX
 
@@ -40,7 +40,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 
     Args:
       path: What `convert.load` reads: a state dict, or a dict with one under one of `convert.MODEL_KEYS`. Such a dict
-        may have `torch.optim.Adam.state_dict()` under one of `OPTIMIZER_KEYS`; what else it holds is not looked at.
+        may have `torch.optim.Adam.state_dict()` under one of `OPTIMIZER_KEYS`; what else it holds is not looked at, and
+        may be dense tensors, numbers, texts, lists and dicts.
 
     Returns:
       The model in the parameter tree's form, and Adam's state, if there is one, in the same form.
@@ -103,7 +104,7 @@ def _learning_rate(groups: list[Any], parameters: int) -> float:
             found = group.get(name, False if name == "maximize" else None)
             if found is None:
                 raise WeightsError(f"{where}.{name} is missing; expected the state of torch.optim.Adam")
-            if found != expected:
+            if not _is_simple(found) or found != expected:
                 raise WeightsError(f"{where}.{name} is {_shown(found)}; expected {expected}, as JAX trains")
         if unknown := group.keys() - SETTINGS - PASSIVE:
             name = min(map(str, unknown))
@@ -121,7 +122,6 @@ def _learning_rate(groups: list[Any], parameters: int) -> float:
 
 def _count(step: Any, where: str) -> int:
     """Steps taken: a number, or a tensor of one, as PyTorch writes since 1.12."""
-    step = convert.plain(step, where)
     if isinstance(step, torch.Tensor) and step.numel() == 1:
         step = step.item()
     if type(step) not in (int, float) or not 0 <= step <= INT32_MAX or step != int(step):
@@ -129,8 +129,7 @@ def _count(step: Any, where: str) -> int:
     return int(step)
 
 
-def _average(value: Any, parameter: torch.Tensor, where: str) -> torch.Tensor:
-    tensor = convert.plain(value, where)
+def _average(tensor: Any, parameter: torch.Tensor, where: str) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         raise WeightsError(f"{where} is {_shown(tensor)}; expected a dense tensor")
     if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
@@ -152,14 +151,18 @@ def _require_keys(found: Mapping[Any, Any], expected: Any, where: str) -> None:
 
 
 def _of(kind: type, value: Any, where: str) -> Any:
-    if type(value) is not kind:
+    if not isinstance(value, kind):
         raise WeightsError(f"{where} is {_shown(value)}; expected a {kind.__name__}")
     return value
 
 
+def _is_simple(value: Any) -> bool:
+    """Whether it is a number, a text or a pair of numbers; a tensor or a nest compares and prints otherwise."""
+    if type(value) is tuple and len(value) == 2:
+        return all(type(number) in (int, float) for number in value)
+    return type(value) in (int, float, bool, str)
+
+
 def _shown(value: Any) -> str:
     """A value in short."""
-    simple = type(value) in (int, float, bool, str)
-    if type(value) is tuple and len(value) == 2:
-        simple = all(type(number) in (int, float) for number in value)
-    return f"{value}"[:80] if simple else pth.kind(value)
+    return f"{value}"[:80] if _is_simple(value) else type(value).__name__

@@ -19,8 +19,9 @@ import torch
 import tyro
 
 from torch_ref import pth
+from torch_ref.pth import WeightsError
 from vae_jax import cli
-from vae_jax.config import InputError, memory, reason, require_writable
+from vae_jax.config import memory, reason, require_writable
 from vae_jax.files import replacing
 
 Params = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
@@ -38,10 +39,6 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
 
 # Where a checkpoint's dict keeps the model.
 MODEL_KEYS = ("model", "model_state_dict", "state_dict")
-
-
-class WeightsError(InputError):
-    """A state dict, a parameter tree or a weights file is not one of this model."""
 
 
 def to_state_dict(params: Params, layout: Layout = "documented") -> StateDict:
@@ -102,7 +99,7 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
             or tensor.is_quantized
             or tensor.is_meta
         ):
-            raise WeightsError(f"key {key}: is {pth.kind(tensor)}; expected a dense tensor")
+            raise WeightsError(f"key {key}: is {type(tensor).__name__}; expected a dense tensor")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise WeightsError(f"key {key}: has type {tensor.dtype}; expected torch.float32 or torch.float64")
     dtype = next(iter(state_dict.values())).dtype
@@ -173,10 +170,10 @@ def read(path: Path | str) -> dict[Any, Any]:
     """Reads the dict in a file of either kind, taking no more memory than a few times its length.
 
     Returns:
-      The entries: tensors, `pth.Stored` ones, numbers, texts, dicts and lists of these.
+      The entries: dense tensors, numbers, texts, dicts and lists of these.
 
     Raises:
-      WeightsError: It is no regular file, is too long, or holds no dict.
+      WeightsError: It is no regular file, is too long, or holds no dict, or what has no place in one.
       OSError: It cannot be read.
       Exception: Of whatever kind its reader raises, where it is damaged or holds more than that.
     """
@@ -191,7 +188,7 @@ def read(path: Path | str) -> dict[Any, Any]:
         )
     entries = _read_safetensors(path) if is_safetensors(path) else pth.read(path)
     if not isinstance(entries, dict):
-        raise WeightsError(f"holds {pth.kind(entries)}; expected a state dict")
+        raise WeightsError(f"holds {type(entries).__name__}; expected a state dict")
     return entries
 
 
@@ -214,20 +211,8 @@ def model_of(entries: Mapping[Any, Any]) -> StateDict:
         raise WeightsError(f"holds both {found[0]} and {found[1]}; expected one of them, the model's state dict")
     model = entries[found[0]] if found else entries
     if not isinstance(model, Mapping):
-        raise WeightsError(f"key {found[0]}: is {pth.kind(model)}; expected a state dict")
-    return {key: plain(value, f"key {_shown(key)}") for key, value in model.items()}
-
-
-def plain(value: Any, where: str) -> Any:
-    """What `read` found, as a tensor where it is one.
-
-    Raises:
-      WeightsError: It is a tensor that does not fit into its storage; the message begins with `where`.
-    """
-    try:
-        return value.tensor() if isinstance(value, pth.Stored) else value
-    except ValueError as error:
-        raise WeightsError(f"{where}: {error}") from None
+        raise WeightsError(f"key {found[0]}: is {type(model).__name__}; expected a state dict")
+    return dict(model)
 
 
 def is_safetensors(path: Path | str) -> bool:
