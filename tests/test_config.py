@@ -49,6 +49,7 @@ BAD = {
         "runs/mnist",
         "runs",
         "runs/mnist/config.json",
+        "runs/mnist/checkpoints/10/vae.pth",
         "a-loop",
         "a-file/vae.pth",
         "/proc/vae.pth",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -38,13 +39,15 @@ def few(mnist: Dataset) -> Dataset:
     return Dataset(*(array[:600] for array in mnist))
 
 
+def draw(log: RunLog, *_: object) -> None:
+    """Pictures that cost nothing: the number of the epoch that they show."""
+    for name in vae_jax.train.PICTURES:
+        (log._config.workdir / name).write_text(str(len(log._history)))
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, mnist):
     """600 images, a place to stop after every step, and pictures that cost nothing."""
-
-    def draw(log: RunLog, *_: object) -> None:
-        for name in vae_jax.train.PICTURES:
-            (log._config.workdir / name).write_text(str(len(log._history)))
 
     monkeypatch.setattr(vae_jax.train, "load", lambda *_: few(mnist))
     monkeypatch.setattr(vae_jax.train, "STRETCH_FLOPS", 1)
@@ -57,6 +60,7 @@ def undisturbed(tmp_path_factory, mnist):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vae_jax.train, "load", lambda *_: few(mnist))
+        patch.setattr(RunLog, "draw", draw)
         fit(options(folder, checkpoint_every=60.0))
     return folder
 
@@ -74,7 +78,7 @@ def numbers(folder: Path) -> list[int]:
 
 def require_same(folder: Path, undisturbed: Path) -> None:
     """A finished run: the same model and metrics, and nothing left over."""
-    for name in ("vae.pth", "run/model.pth"):
+    for name in ("vae.pth", "run/model.pth", *(f"run/{name}" for name in vae_jax.train.PICTURES)):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
     assert metrics(folder) == metrics(undisturbed)
     assert numbers(folder)[-1] == numbers(undisturbed)[-1]
@@ -119,7 +123,7 @@ MOMENTS = (
 )
 
 
-def test_death_between_any_two_changes(tmp_path, undisturbed, monkeypatch):
+def test_death_between_two_changes(tmp_path, undisturbed, monkeypatch):
     calls, last = 0, 0
 
     def mortal(function):
@@ -164,12 +168,41 @@ def test_a_finished_run(tmp_path, undisturbed, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".png", ".pth")}
     code, output, _ = command(monkeypatch, capsys, config)
     assert code == 0
-    assert output.splitlines()[-1].startswith(f"{config.workdir}: finished, 3 epochs; ")
+    assert output.splitlines()[-1].startswith(f"{config.workdir}: finished after epoch 3; ")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for name in ("vae.pth", "run/model.pth", "run/samples.png"):
         (tmp_path / name).unlink()
         assert command(monkeypatch, capsys, config)[0] == 0
         require_same(tmp_path, undisturbed)
+
+
+def test_fewer_epochs_than_were_asked_for_before(tmp_path, undisturbed, monkeypatch):
+    # A finished run trains on and dies: what it has left then is of no epoch but the last.
+    fit(options(tmp_path, epochs=2, checkpoint_every=0.0, pictures_every=1))
+    save = Checkpoints.save
+
+    def die(checkpoints, progress):
+        save(checkpoints, progress)
+        if len(progress.history) == 3:
+            raise Died
+
+    monkeypatch.setattr(Checkpoints, "save", die)
+    with pytest.raises(Died):
+        fit(options(tmp_path, epochs=6, checkpoint_every=0.0, pictures_every=2))
+    monkeypatch.setattr(Checkpoints, "save", save)
+    fit(options(tmp_path, epochs=3, checkpoint_every=0.0))
+    require_same(tmp_path, undisturbed)
+
+
+def test_the_export_of_another_run_is_left_alone(tmp_path, undisturbed, monkeypatch, capsys):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "vae.pth").write_text("another run's")
+    code, output, _ = command(monkeypatch, capsys, options(tmp_path))
+    assert code == 0
+    assert output.splitlines()[-1] == (
+        f"{tmp_path}/vae.pth: is of another run, and left as it is; the model of this one is {tmp_path}/run/model.pth"
+    )
+    assert (tmp_path / "vae.pth").read_text() == "another run's"
 
 
 def test_more_epochs_train_on(tmp_path, undisturbed, monkeypatch, capsys):
@@ -306,10 +339,15 @@ def test_a_run_goes_on_from_the_older_checkpoint(tmp_path, two_checkpoints, undi
     for file in (tmp_path / "run/checkpoints/3").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    code, output, error = command(monkeypatch, capsys, options(tmp_path))
+    (tmp_path / "run/checkpoints/2.bak").mkdir()  # a user's own
+    code, output, error = command(monkeypatch, capsys, options(tmp_path, checkpoint_every=60.0))
     assert code == 0
-    assert f"warning: {tmp_path}/run/checkpoints/3: is damaged (" in error
+    why = "SHA256SUMS does not match _CHECKPOINT_METADATA"
+    assert error == f"warning: {tmp_path}/run/checkpoints/3: is damaged ({why}); passed over\n"
     assert f"{tmp_path}/run: goes on after epoch 0 and step 2 of epoch 1\n" in output
+    # The whole one stays until two newer ones are.
+    (tmp_path / "run/checkpoints/2.bak").rmdir()
+    assert numbers(tmp_path) == [2, 15]
     require_same(tmp_path, undisturbed)
 
 
@@ -459,6 +497,13 @@ def test_init_refusals(tmp_path, undisturbed, monkeypatch, capsys):
     model = TorchVAE(16, 4)
     adam = torch.optim.Adam(model.parameters(), lr=0.01)
     torch.save({"model": model.state_dict(), "optimizer": adam.state_dict()}, tmp_path / "adam.pth")
+    huge = {key: tensor.double() * 1e300 for key, tensor in model.state_dict().items()}
+    torch.save(huge, tmp_path / "huge.pth")
+    code, _, error = command(monkeypatch, capsys, options(tmp_path, init=tmp_path / "huge.pth"))
+    assert (code, error) == (
+        2,
+        f"error: --init {tmp_path}/huge.pth: holds values beyond 3.403e+38; expected those of a float32\n",
+    )
     code, _, error = command(monkeypatch, capsys, options(tmp_path, init=tmp_path / "adam.pth"))
     assert code == 2
     assert error == f"error: --init {tmp_path}/adam.pth: its Adam has --learning-rate 0.01; expected 0.001\n"
@@ -494,6 +539,9 @@ from vae_jax import Dataset, TrainConfig, cli, load
 few = Dataset(*(array[:600] for array in load()))
 vae_jax.train.load = lambda *_: few
 vae_jax.train.STRETCH_FLOPS = 1
+vae_jax.log.RunLog.draw = lambda log, *_: [
+    (log._config.workdir / name).write_text(str(len(log._history))) for name in vae_jax.train.PICTURES
+]
 cli.run(vae_jax.fit, TrainConfig, "train")
 """
 
@@ -518,13 +566,12 @@ def test_signals(tmp_path):
             break
         assert any(line.startswith(f"epoch {epoch:2}/60") for line in process.stdout)
         process.send_signal(stop)
-        output, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=60)
         if stop == signal.SIGKILL:
             assert process.returncode == -signal.SIGKILL
         else:
             assert process.returncode == 128 + stop
-            assert error == "interrupted\n"
-            assert output.splitlines()[-1] == f"to go on: {options(tmp_path / 'stopped', **longer).command}"
+            assert error == f"to go on: {options(tmp_path / 'stopped', **longer).command}\ninterrupted\n"
         assert not (tmp_path / "stopped/vae.pth").exists()
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (0, "")
@@ -532,18 +579,47 @@ def test_signals(tmp_path):
     require_same(tmp_path / "stopped", tmp_path / "straight")
 
 
-def test_a_second_signal_ends_it_on_the_spot():
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_starting(stop, tmp_path):
+    process = start(tmp_path)
+    while not (tmp_path / "run/.lock").exists():
+        time.sleep(0.01)
+    process.send_signal(stop)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + stop
+    assert "epoch" not in output
+    assert error.splitlines()[-1] == "interrupted"
+
+
+def test_a_second_signal_does_what_it_did_before():
     script = (
         "import signal\n"
         "from vae_jax.signals import noted\n"
-        "with noted() as stop:\n"
-        "    signal.raise_signal(signal.SIGINT)\n"
-        "    print(stop.signum, flush=True)\n"
-        "    signal.raise_signal(signal.SIGTERM)\n"
-        "    print('still here', flush=True)\n"
+        "try:\n"
+        "    with noted() as stop:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "        print(stop.signum, flush=True)\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    with noted() as stop:\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "        print(stop.signum, flush=True)\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "        print('still here', flush=True)\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (143, "2\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGTERM, "2\n15\n", "")
+
+
+def test_a_pipe_that_has_gone(tmp_path, undisturbed):
+    with start(tmp_path, checkpoint_every=60.0) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    for name in ("vae.pth", "run/model.pth"):
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_signals_are_as_before_afterwards(tmp_path):

@@ -21,7 +21,7 @@ from vae_jax import cli
 from vae_jax.config import Binarize, RunConfig
 from vae_jax.data import Dataset as ImageSet
 from vae_jax.data import load
-from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses, lock
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses, lock, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _fit(config: TorchTrainConfig, dataset: ImageSet) -> tuple[VAE, list[EpochMe
     model = VAE(config.hidden_dim, config.latent_dim, train_set[0][0].numel()).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
-    print(describe_losses(pixels), flush=True)
+    say(describe_losses(pixels))
     log = RunLog(config, dataset.image_shape, pixels)
     history = []
 
@@ -200,7 +200,7 @@ def _fit(config: TorchTrainConfig, dataset: ImageSet) -> tuple[VAE, list[EpochMe
     state_dict = convert.to_state_dict(convert.to_params(model.state_dict()))
     convert.save(state_dict, config.workdir / "model.pth")
     convert.save(state_dict, config.export)
-    print(f"saved {config.export}", flush=True)
+    say(f"saved {config.export}")
     draw()
     log.close()
     return model, history

@@ -90,6 +90,10 @@ class Progress:
         self.bce, self.kld, self.seconds = [], [], 0.0
 
 
+class _DamagedError(ValueError):
+    """A checkpoint is not as it was written."""
+
+
 class Checkpoints:
     """The checkpoints of a run, in the folder `checkpoints` of its workdir, each named after its number of steps.
 
@@ -118,15 +122,14 @@ class Checkpoints:
 
         Raises:
           InputError: All of them are damaged, or they are those of a run with other options or images.
+          OSError: One cannot be read, damaged or not.
         """
         self._sweep()
         for number in reversed(self._numbers()):
             try:
                 arrays, notes = self._read(number)
-            except Exception as error:  # a damaged file can break the reader anywhere
-                print(
-                    f"warning: {self._shown / str(number)}: is damaged ({reason(error)}); passed over", file=sys.stderr
-                )
+            except _DamagedError as damage:
+                print(f"warning: {self._shown / str(number)}: is damaged ({damage}); passed over", file=sys.stderr)
                 continue
             self._config.require_same_run(notes["config"])
             if notes["checksum"] != self._checksum:
@@ -184,7 +187,7 @@ class Checkpoints:
             if not self._config.workdir.is_dir():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # Orbax would make another one
             for later in self._numbers():
-                if later >= number:  # damaged: it was passed over
+                if self._newest is None or later > self._newest:  # damaged: it was passed over
                     self._delete(later)
             part = self._folder / f"{number}.part"
             with _orbax() as orbax, orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as checkpointer:
@@ -206,10 +209,13 @@ class Checkpoints:
 
     def _read(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
         folder = self._folder / str(number)
-        expected, found = (set(text.splitlines()) for text in ((folder / SUMS).read_text(), _sums(folder)))
-        if expected != found:
-            names = sorted({line.split("  ", 1)[-1] for line in expected ^ found})
-            raise ValueError(f"{SUMS} does not match {names[0]}")
+        try:
+            expected = (folder / SUMS).read_text(errors="replace")
+        except FileNotFoundError:
+            raise _DamagedError(f"{SUMS} is missing") from None
+        differing = {line.split("  ", 1)[-1] for line in {*expected.splitlines()} ^ {*_sums(folder).splitlines()}}
+        if differing:
+            raise _DamagedError(f"{SUMS} does not match {min(differing)}")
         with _orbax() as orbax, orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as checkpointer:
             items = {"state": orbax.args.PyTreeRestore(), "notes": orbax.args.JsonRestore()}
             checkpoint = checkpointer.restore(folder, orbax.args.Composite(**items))
@@ -219,7 +225,7 @@ class Checkpoints:
         """The steps of the checkpoints that are there, oldest first."""
         if not self._folder.exists():
             return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir())
 
     def _kept(self, history: list[EpochMetrics]) -> set[int]:
         numbers = self._numbers()
@@ -235,7 +241,7 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Removes what a process that was killed was writing or deleting."""
-        for path in self._folder.glob("*.*"):
+        for path in (*self._folder.glob("[0-9]*.part*"), *self._folder.glob("[0-9]*.deleted")):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -36,8 +36,9 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
         _say(error)
         sys.exit(1)
     except signals.Interrupted as stop:
-        print("interrupted", file=sys.stderr)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            print("interrupted", file=sys.stderr)
+            sys.stdout.flush()
         # At once: XLA may still be compiling in threads that must not see the interpreter go.
         os._exit(128 + stop.signum)
 

@@ -24,6 +24,7 @@ RUN_FILES = ("config.json", "metrics.jsonl", "model.pth")
 PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 EVENTS = "tensorboard"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 # The options that decide which model a run makes, epoch by epoch: a run is continued with the same ones only.
 MODEL_OPTIONS = (
     "data", "binarize", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "beta", "seed", "matmul_precision",
@@ -119,8 +120,8 @@ class RunConfig:
         if not self.overwrite:
             self.check_run()
         export, workdir = self.export.resolve(), self.workdir.resolve()
-        taken = (*RUN_FILES, *PICTURES, EVENTS, CHECKPOINTS)
-        if export in (workdir, *workdir.parents, *(workdir / name for name in taken)):
+        taken = (*RUN_FILES, *PICTURES, EVENTS, CHECKPOINTS, LOCK)
+        if export in (workdir, *workdir.parents) or {export, *export.parents} & {workdir / name for name in taken}:
             raise InputError(f"--export {self.export}: that place is taken by --workdir {self.workdir}; name another")
 
     @property
@@ -128,13 +129,19 @@ class RunConfig:
         """The files that the run reads, which it must not write."""
         return (Path(self.data),)
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether `workdir` holds a run that can be continued."""
+        folder = self.workdir / CHECKPOINTS
+        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
     def check_run(self) -> None:
         """Checks that `workdir` holds no run.
 
         Raises:
           InputError: It does.
         """
-        for name in (*RUN_FILES, CHECKPOINTS):
+        for name in (*RUN_FILES, *([CHECKPOINTS] if self.has_checkpoints else [])):
             if (self.workdir / name).exists():
                 raise InputError(
                     f"--workdir {self.workdir}: holds a run already ({name});"
@@ -208,12 +215,6 @@ class TrainConfig(RunConfig):
             if value != field.default and field.name != "overwrite":
                 words += ["--" + field.name.replace("_", "-")] + ([] if value is True else [str(value)])
         return shlex.join(words)
-
-    @property
-    def has_checkpoints(self) -> bool:
-        """Whether `workdir` holds a run that can be continued."""
-        folder = self.workdir / CHECKPOINTS
-        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
     def check_run(self) -> None:
         """Checks that the run in `workdir`, if there is one, is one that these options continue.

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vae_jax.config import CHECKPOINTS, EVENTS, PICTURES, RUN_FILES, InputError, NonFiniteLossError, RunConfig
+from vae_jax.config import CHECKPOINTS, EVENTS, LOCK, PICTURES, RUN_FILES, InputError, NonFiniteLossError, RunConfig
 from vae_jax.data import Pixels
 from vae_jax.files import replacing, sweep
 
@@ -48,6 +50,15 @@ def describe_losses(pixels: Pixels) -> str:
     return f"losses are nats per image, a cross entropy on {pixels} pixels{warning}"
 
 
+def say(line: str) -> None:
+    """Prints a line at once. Where nobody reads any more (a pipe that has gone), the run goes on without a word."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer must not be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def lock(workdir: Path) -> Iterator[None]:
     """Makes the folder, and keeps every other process of ours out of it within the block.
@@ -59,7 +70,7 @@ def lock(workdir: Path) -> Iterator[None]:
 
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(workdir / ".lock", timeout=0):
+        with filelock.FileLock(workdir / LOCK, timeout=0):
             yield
     except filelock.Timeout:
         raise InputError(
@@ -94,8 +105,8 @@ class RunLog:
             sweep(path)
         if history is None:
             # First the checkpoints: none may ever stand next to the options of another run.
-            if (workdir / CHECKPOINTS).exists():
-                shutil.rmtree(workdir / CHECKPOINTS)
+            for old in (workdir / CHECKPOINTS).glob("[0-9]*"):
+                shutil.rmtree(old)
             for name in ("model.pth", *PICTURES):
                 (workdir / name).unlink(missing_ok=True)
             for old in (workdir / EVENTS).glob("events.out.tfevents.*"):
@@ -128,11 +139,10 @@ class RunLog:
         loss = round(metrics.train_loss, 2)
         bce = round(metrics.train_bce, 2)
         weight = "" if self._config.beta == 1 else "beta * "
-        print(
+        say(
             f"epoch {metrics.epoch:{len(str(self._config.epochs))}}/{self._config.epochs}  {metrics.pixels}"
             f"  train loss {loss:.2f} = bce {bce:.2f} + {weight}kld {loss - bce:.2f}"
-            f"  test loss {metrics.test_loss:.2f}  {metrics.seconds:.2f} s",
-            flush=True,
+            f"  test loss {metrics.test_loss:.2f}  {metrics.seconds:.2f} s"
         )
 
     def _write_metrics(self) -> None:

@@ -32,15 +32,17 @@ class Request:
 
 @contextmanager
 def noted() -> Iterator[Request]:
-    """Within the block, the first SIGINT or SIGTERM is only noted; the next one ends the process on the spot.
+    """Within the block, the first SIGINT or SIGTERM is only noted; the next one does what it did before.
 
-    Outside the main thread, which alone can do that, signals do what they did before.
+    Outside the main thread, which alone can handle signals, none is noted.
     """
     request = Request()
+    before = {signum: signal.getsignal(signum) for signum in STOPS}
 
     def note(signum: int, _: object) -> None:
         if request.signum is not None:
-            os._exit(128 + signum)
+            signal.signal(signum, before[signal.Signals(signum)])
+            signal.raise_signal(signum)
         request.signum = signum
 
     with _handled_by(note):

@@ -5,8 +5,10 @@ jax is imported by `fit`, not by this module, so that `--help` and wrong options
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vae_jax import cli, signals
-from vae_jax.config import PICTURES, InputError, TrainConfig
+from vae_jax.config import FLOAT32_MAX, PICTURES, InputError, TrainConfig
 from vae_jax.data import Dataset, Pixels, load
-from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses, lock
+from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses, lock, say
 from vae_jax.trained import Trained
 
 if TYPE_CHECKING:
@@ -59,11 +61,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
     import jax
 
     with lock(config.workdir), jax.default_matmul_precision(config.matmul_precision):
-        try:
-            return _fit(config, dataset, init)
-        except KeyboardInterrupt:
-            print(f"to go on: {config.command}", flush=True)
-            raise
+        return _fit(config, dataset, init)
 
 
 def _read_init(config: TrainConfig, path: Path, pixels: int) -> Checkpoint:
@@ -72,6 +70,8 @@ def _read_init(config: TrainConfig, path: Path, pixels: int) -> Checkpoint:
     Raises:
       InputError: It cannot be used, or does not go with the other options.
     """
+    import jax
+
     from torch_ref.checkpoint import load_checkpoint
 
     init = load_checkpoint(path)
@@ -86,6 +86,9 @@ def _read_init(config: TrainConfig, path: Path, pixels: int) -> Checkpoint:
         raise InputError(
             f"--init {path}: its Adam has --learning-rate {init.adam.learning_rate}; expected {config.learning_rate}"
         )
+    values = jax.tree.leaves((init.params, () if init.adam is None else (init.adam.mu, init.adam.nu)))
+    if max(np.abs(leaf).max() for leaf in values) > FLOAT32_MAX:
+        raise InputError(f"--init {path}: holds values beyond {FLOAT32_MAX:.4g}; expected those of a float32")
     return init
 
 
@@ -112,44 +115,56 @@ def _initial_state(config: TrainConfig, pixels: int, init: Checkpoint | None) ->
 
 
 def _fit(config: TrainConfig, dataset: Dataset, init: Checkpoint | None) -> tuple[TrainState, list[EpochMetrics]]:
-    """`fit` in a workdir that no other process is in."""
-    import jax
-    import jax.numpy as jnp
-
-    from vae_jax import steps
-    from vae_jax.binarize import binarize
+    """`fit` in a workdir that no other process is in: finds out where the run stands, and goes on from there."""
     from vae_jax.checkpoint import Checkpoints, Progress
-    from vae_jax.model import to_pixels
 
-    image_shape, pixels = dataset.image_shape, dataset.pixels(config.binarize)
-    train_images, test_images = (
-        jnp.asarray(images.reshape(len(images), -1)) for images in (dataset.train_images, dataset.test_images)
-    )
-    checkpoints = Checkpoints(config, len(train_images), train_images.shape[1], dataset.checksum())
+    image_shape, kind = dataset.image_shape, dataset.pixels(config.binarize)
+    pixels = math.prod(image_shape)
+    checkpoints = Checkpoints(config, len(dataset.train_images), pixels, dataset.checksum())
     progress = None if config.overwrite else checkpoints.newest()
     if progress is None:
-        progress = Progress(_initial_state(config, train_images.shape[1], init))
-        log = RunLog(config, image_shape, pixels)
+        progress = Progress(_initial_state(config, pixels, init))
+        log = RunLog(config, image_shape, kind)
     else:
         if len(progress.history) + bool(progress.bce) > config.epochs:
             raise InputError(
                 f"--epochs {config.epochs}: {config.workdir} is after {progress}; give more epochs to go on with it,"
                 " add --overwrite to replace it, or name another --workdir"
             )
-        log = RunLog(config, image_shape, pixels, progress.history)
+        log = RunLog(config, image_shape, kind, progress.history)
+    try:
+        _complete(config, dataset, progress, checkpoints, log)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            print(f"to go on: {config.command}", file=sys.stderr)
+        raise
+    return progress.state, progress.history
 
+
+def _complete(config: TrainConfig, dataset: Dataset, progress: Progress, checkpoints: Checkpoints, log: RunLog) -> None:
+    """All that is still to do: epochs, export, pictures; `progress` moves along."""
+    import jax
+    import jax.numpy as jnp
+
+    from vae_jax import steps
+    from vae_jax.binarize import binarize
+    from vae_jax.model import to_pixels
+
+    image_shape, pixels = dataset.image_shape, dataset.pixels(config.binarize)
+    train_images, test_images = (
+        jnp.asarray(images.reshape(len(images), -1)) for images in (dataset.train_images, dataset.test_images)
+    )
     state = progress.state
     # Under `dynamic`, training draws for itself; the test images are drawn once, so that epochs can be compared.
     train_rule = "none" if state.dynamic else config.binarize
     train_images = binarize(train_images, train_rule, jax.random.fold_in(state.key, steps.PIXELS))
     test_images = binarize(test_images, config.binarize, jax.random.fold_in(state.key, steps.TEST_PIXELS))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(
+    say(
         f"{config.data}: {len(train_images):,} training and {len(test_images):,} test images"
         f" of {' x '.join(map(str, image_shape))}; {parameters:,} parameters;"
         f" {jax.devices()[0].device_kind}"
-        f"\n{describe_losses(pixels)}",
-        flush=True,
+        f"\n{describe_losses(pixels)}"
     )
 
     def draw() -> None:
@@ -157,21 +172,23 @@ def _fit(config: TrainConfig, dataset: Dataset, init: Checkpoint | None) -> tupl
         sizes = config.hidden_dim, config.latent_dim, shown.shape[1]
         log.draw(Trained(*sizes, progress.state.params, {}), shown, image_shape)
 
+    # It is the last thing of a run to be written, but for the pictures: where it is, all has been exported.
+    model = config.workdir / "model.pth"
     if len(progress.history) < config.epochs:
         if progress.history or progress.bce:
-            print(f"{config.workdir}: goes on after {progress}", flush=True)
+            say(f"{config.workdir}: goes on after {progress}")
+        model.unlink(missing_ok=True)
         _train(config, progress, train_images, test_images, pixels, checkpoints, log, draw)
     else:
-        print(
-            f"{config.workdir}: finished, {config.epochs} epochs; a larger --epochs trains on, --overwrite starts anew",
-            flush=True,
-        )
+        say(f"{config.workdir}: finished after epoch {config.epochs}; more --epochs train on, --overwrite starts anew")
 
-    # It stands only beside the last checkpoint, and is written after the export: where it is, all has been exported.
-    model = config.workdir / "model.pth"
     if not (model.exists() and config.export.exists()):
         from torch_ref import convert
 
+        if not model.exists():
+            # They are of an earlier epoch, if there are any.
+            for name in PICTURES:
+                (config.workdir / name).unlink(missing_ok=True)
         state_dict = convert.to_state_dict(jax.device_get(progress.state.params))
         convert.save(state_dict, config.export)
         convert.save(state_dict, model)
@@ -179,12 +196,13 @@ def _fit(config: TrainConfig, dataset: Dataset, init: Checkpoint | None) -> tupl
             call = f'safetensors.torch.load_file("{config.export}")'
         else:
             call = f'torch.load("{config.export}", weights_only=True)'
-        print(f"saved {config.export}; load it with {call}", flush=True)
+        say(f"saved {config.export}; load it with {call}")
+    elif config.export.suffix == model.suffix and config.export.read_bytes() != model.read_bytes():
+        say(f"{config.export}: is of another run, and left as it is; the model of this one is {model}")
     # After the model: nothing that goes wrong with them may cost it.
     if not all((config.workdir / name).exists() for name in PICTURES):
         draw()
     log.close()
-    return progress.state, progress.history
 
 
 def _train(
@@ -209,31 +227,34 @@ def _train(
 
     test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
     stretches = stretch_steps(math.ceil(count / batch_size), 6 * batch_size * parameters)
+    # Of the first epoch, a checkpoint may have some steps behind it.
+    done = len(progress.bce)
+    rest = [range(max(stretch.start, done), stretch.stop) for stretch in stretches if stretch.stop > done]
+    shuffle = steps.shuffled_batches.lower(progress.state.key, 0, count, batch_size)
     eval_epoch = steps.eval_epoch.lower(progress.state, test_images, test_batches)
     train = {
         length: steps.train_epoch.lower(
             progress.state, train_images, jax.ShapeDtypeStruct((length, batch_size), jnp.int32)
         )
-        for length in {len(stretch) for stretch in stretches}
+        for length in {len(stretch) for stretch in (*stretches, *rest)}
     }
     # All compiled ahead, so that the seconds of an epoch are those of its training. In a thread: meanwhile
     # Ctrl-C is heard, and what the end of a run needs is imported.
     pool = ThreadPoolExecutor(1)
-    eval_epoch, *compiled = (pool.submit(lowered.compile) for lowered in (eval_epoch, *train.values()))
-    shuffled = pool.submit(steps.shuffled_batches, progress.state.key, 0, count, batch_size)
+    shuffle, eval_epoch, *compiled = (
+        pool.submit(lowered.compile) for lowered in (shuffle, eval_epoch, *train.values())
+    )
     pool.shutdown(wait=False)
     for module in ("orbax.checkpoint", "torch_ref.convert", "vae_jax.plots"):
         importlib.import_module(module)
-    eval_epoch = eval_epoch.result()
+    shuffle, eval_epoch = shuffle.result(), eval_epoch.result()
     train = {length: program.result() for length, program in zip(train, compiled, strict=True)}
-    shuffled.result().block_until_ready()
 
     with signals.noted() as stop:
         while len(progress.history) < config.epochs:
             epoch = len(progress.history) + 1
             start = time.perf_counter() - progress.seconds
-            batches = steps.shuffled_batches(progress.state.key, epoch, count, batch_size)
-            rest = [stretch for stretch in stretches if stretch.start >= len(progress.bce)]
+            batches = shuffle(progress.state.key, epoch)
             # Gone before the line of the epoch is printed; not there at all where the output is no terminal.
             with tqdm(
                 total=count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None
@@ -262,12 +283,9 @@ def _train(
             )
             log.add(metrics)
             progress.end_epoch(metrics)
+            rest = stretches
             is_last = epoch == config.epochs
-            if is_last:
-                # They are of an earlier epoch, and stand for a finished run.
-                for name in ("model.pth", *PICTURES):
-                    (config.workdir / name).unlink(missing_ok=True)
-            elif config.draws_pictures(epoch):
+            if not is_last and config.draws_pictures(epoch):
                 draw()
             # In time, and where possible after an epoch: there it has a test loss.
             if is_last or stop.signum is not None or checkpoints.due(ahead=seconds):
