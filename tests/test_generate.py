@@ -80,7 +80,7 @@ def test_binarized_originals_are_those_of_the_run(tmp_path, monkeypatch, rule):
     images = np.random.default_rng(0).integers(0, 256, (40, 6, 6), np.uint8)
     np.savez(tmp_path / "set.npz", train_images=images, test_images=images)
     shown = []
-    monkeypatch.setattr(RunLog, "draw", lambda _self, _history, _model, images, _shape: shown.append(images))
+    monkeypatch.setattr(RunLog, "draw", lambda _self, _model, images, _shape: shown.append(images))
     run = tmp_path / "run"
     fit(
         TrainConfig(
