@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks import report
 from benchmarks.report import Check, Report
 from vae_jax import cli
-from vae_jax.config import InputError, TrainConfig
+from vae_jax.config import InputError, TrainConfig, require_writable
 
 # Several checkpoints an epoch, pixels drawn anew in every step.
 RUN = TrainConfig(epochs=4, checkpoint_every=0.4, binarize="dynamic")
@@ -57,6 +57,7 @@ def faults(config: FaultsConfig) -> None:
     for name in ("kills", "stops", "flips"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} {getattr(config, name)}: expected a whole number of at least 1")
+    require_writable("--out", config.out / "faults.json")
     rng = random.Random(config.seed)
     environment = report.environment() | {"load before": "not noted"}
     with tempfile.TemporaryDirectory() as folder:
