@@ -12,7 +12,6 @@ from flax.training.train_state import TrainState as FlaxTrainState
 
 from benchmarks.turns import Runner, Setting
 from vae_jax import TrainConfig, create_state, load, shuffled_batches, train_epoch
-from vae_jax.model import VAE, Decoder, Encoder
 from vae_jax.train import stretch_steps
 
 # Without a jit, one step takes as long as twenty: so many of an epoch's are run.
@@ -60,22 +59,63 @@ def ours(setting: Setting) -> Runner:
     return Runner(run)
 
 
+class DenseEncoder(nn.Module):
+    """The encoder as Flax's VAE example writes it, of `nn.Dense` layers."""
+
+    hidden_dim: int
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, pixels):
+        h = nn.relu(nn.Dense(self.hidden_dim)(pixels))
+        return nn.Dense(self.latent_dim)(h), nn.Dense(self.latent_dim)(h)
+
+
+class DenseDecoder(nn.Module):
+    """The decoder, likewise."""
+
+    hidden_dim: int
+    pixels: int = 784
+
+    @nn.compact
+    def __call__(self, z):
+        return nn.Dense(self.pixels)(nn.relu(nn.Dense(self.hidden_dim)(z)))
+
+
+class DenseVAE(nn.Module):
+    """Both, drawing the noise between them themselves."""
+
+    hidden_dim: int
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, pixels, key):
+        mu, logvar = DenseEncoder(self.hidden_dim, self.latent_dim)(pixels)
+        z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape)
+        return DenseDecoder(self.hidden_dim)(z), mu, logvar
+
+
+@jax.vmap
+def _dense_loss(logits, pixels, mu, logvar):
+    """Of one image, put together from what Flax offers, as in its example."""
+    log_p = nn.log_sigmoid(logits)
+    log_not_p = jnp.log(-jnp.expm1(log_p))
+    bce = -jnp.sum(pixels * log_p + (1 - pixels) * log_not_p)
+    return bce - 0.5 * jnp.sum(1 + logvar - jnp.square(mu) - jnp.exp(logvar))
+
+
 def _flax_state(setting: Setting) -> FlaxTrainState:
-    model = VAE(setting.hidden_dim, setting.latent_dim, 784)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 784)), jnp.zeros((1, setting.latent_dim)))["params"]
+    model = DenseVAE(setting.hidden_dim, setting.latent_dim)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 784)), jax.random.key(0))["params"]
     return FlaxTrainState.create(apply_fn=model.apply, params=params, tx=optax.adam(1e-3))
 
 
 def _flax_step(state: FlaxTrainState, pixels: jax.Array, key: jax.Array) -> tuple[FlaxTrainState, jax.Array]:
-    """A step as Flax's own examples write it, with the losses that optax offers."""
-    latent_dim = len(state.params["encoder"]["fc2_mu"]["bias"])
-    eps = jax.random.normal(jax.random.fold_in(key, state.step), (len(pixels), latent_dim))
+    """A step as Flax's own examples write it."""
 
     def objective(params):
-        output = state.apply_fn({"params": params}, pixels, eps)
-        bce = jnp.sum(optax.sigmoid_binary_cross_entropy(output.logits, pixels))
-        kld = -0.5 * jnp.sum(1 + output.logvar - output.mu**2 - jnp.exp(output.logvar))
-        return bce + kld
+        logits, mu, logvar = state.apply_fn({"params": params}, pixels, key)
+        return jnp.sum(_dense_loss(logits, pixels, mu, logvar))
 
     loss, gradients = jax.value_and_grad(objective)(state.params)
     return state.apply_gradients(grads=gradients), loss
@@ -89,13 +129,14 @@ def _flax_loop(setting: Setting, step, steps: int) -> Runner:
     state = _flax_state(setting)
 
     def run() -> float:
-        nonlocal state
+        nonlocal state, key
         order = rng.permutation(setting.images)
         losses = []
         for number in range(steps):
             numbers = order[number * setting.batch_size : (number + 1) * setting.batch_size]
             batch = jnp.asarray(pixels[numbers].astype(np.float32) / 255)
-            state, loss = step(state, batch, key)
+            key, step_key = jax.random.split(key)
+            state, loss = step(state, batch, step_key)
             losses.append(loss)
         jax.block_until_ready(state.params)
         return float(np.sum(jax.device_get(losses))) / min(setting.images, steps * setting.batch_size)
@@ -124,22 +165,15 @@ def numpyro_svi(setting: Setting) -> Runner:
     from numpyro.contrib.module import flax_module  # pyright: ignore[reportMissingImports]
     from numpyro.infer import SVI, Trace_ELBO  # pyright: ignore[reportMissingImports]
 
-    class Posterior(nn.Module):
-        """NumPyro hands a module its input only."""
-
-        @nn.compact
-        def __call__(self, pixels):
-            return Encoder(setting.hidden_dim, setting.latent_dim)(pixels)
-
     def model(batch):
-        decode = flax_module("decoder", Decoder(setting.hidden_dim, 784), input_shape=(1, setting.latent_dim))
+        decode = flax_module("decoder", DenseDecoder(setting.hidden_dim), input_shape=(1, setting.latent_dim))
         with numpyro.plate("batch", len(batch)):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(setting.latent_dim), 1).to_event(1))
             # Its Bernoulli gives grey pixels a probability of 0; a factor is the documented loss.
             numpyro.factor("pixels", -jnp.sum(optax.sigmoid_binary_cross_entropy(decode(z), batch), axis=-1))
 
     def guide(batch):
-        encode = flax_module("encoder", Posterior(), input_shape=(1, 784))
+        encode = flax_module("encoder", DenseEncoder(setting.hidden_dim, setting.latent_dim), input_shape=(1, 784))
         mu, logvar = encode(batch)
         with numpyro.plate("batch", len(batch)):
             numpyro.sample("z", dist.Normal(mu, jnp.exp(logvar / 2)).to_event(1))

@@ -28,7 +28,7 @@ import numpy as np
 
 from vae_jax import steps
 from vae_jax.config import CHECKPOINTS, InputError, NonFiniteLossError, TrainConfig, reason
-from vae_jax.files import replacing
+from vae_jax.files import flush, replacing
 from vae_jax.log import EpochMetrics
 
 # Checkpoints that are kept beside the one with the lowest test loss.
@@ -195,6 +195,7 @@ class Checkpoints:
                 checkpointer.save(part, orbax.args.Composite(**items))
             with replacing(part / SUMS) as sums:
                 sums.write_text(_sums(part))
+            flush(part)  # before an older one is deleted: a power cut may not take both
             part.rename(self._folder / str(number))
             self._newest = number
             for old in self._numbers():

@@ -1,6 +1,8 @@
 """What the commands share: options from a dataclass, and every refusal as one line with exit code 2."""
 
+import atexit
 import contextlib
+import gc
 import io
 import os
 import re
@@ -22,6 +24,10 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     Exits with one line on standard error and code 2 where they cannot be used, 1 where training diverges or the machine
     gives out on the way (a full disk, say), 130 after Ctrl-C and 143 after SIGTERM.
     """
+    # Imports and tracing make a million objects that stay: looking for cycles among them again and again would take
+    # half a second, and once more at the exit a whole one.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     try:
         with signals.raised():
             command(parse(config_type, prog))

@@ -31,6 +31,20 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror or reason(error), str(path)) from None
 
 
+def flush(folder: Path) -> None:
+    """Waits until a folder and all that is in it are on the disk.
+
+    Raises:
+      OSError: The disk is full, say.
+    """
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def sweep(path: Path) -> None:
     """Removes what a process that was killed while it wrote `path` has left next to it."""
     target = path.resolve()
