@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pkgutil
 import resource
 import shutil
@@ -115,6 +116,7 @@ MOMENTS = (
     "vae_jax.log.RunLog.close",
     "vae_jax.checkpoint.Checkpoints.save",
     "vae_jax.checkpoint.Checkpoints._delete",
+    "vae_jax.checkpoint.flush",
     "shutil.rmtree",
     "pathlib.Path.rename",
     "pathlib.Path.replace",
@@ -160,6 +162,36 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
     losses = [epoch["test_loss"] for epoch in metrics(tmp_path / "bad")]
     best = 1 + losses.index(min(losses))
     assert numbers(tmp_path / "bad") == sorted({best * STEPS, 3 * STEPS, 4 * STEPS})
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    synced, fsync, rename = [], os.fsync, Path.rename
+
+    def note(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(path, target):
+        if path.suffix == ".part":
+            assert {file.stat().st_ino for file in (path, *path.rglob("*"))} <= {*synced}
+            synced.append("whole")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", check)
+    fit(options(tmp_path, epochs=1))
+    assert synced.count("whole") == STEPS
+
+
+def test_a_checkpoint_is_due_in_time(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    checkpoints = Checkpoints(options(tmp_path, checkpoint_every=60.0), 600, 784, 0)
+    now += 55
+    # The next one can be written after an epoch of 6 seconds only: too late.
+    assert not checkpoints.due() and not checkpoints.due(ahead=4.0) and checkpoints.due(ahead=6.0)
+    now += 5
+    assert checkpoints.due()
 
 
 def test_a_finished_run(tmp_path, undisturbed, monkeypatch, capsys):
