@@ -76,7 +76,7 @@ def change(key, new):
 # What is done to a good state dict, and what the refusal says.
 BAD = {
     "missing": (lambda state_dict: dict(list(state_dict.items())[:-1]), "key decoder.fc2.bias: missing"),
-    "nothing": (lambda _: {}, "key decoder.fc1.bias: missing"),
+    "nothing": (lambda _: {}, "has no key of this model, but none at all; expected decoder.fc1.bias"),
     "extra": (change("encoder.fc3.bias", lambda _: torch.zeros(1)), "key encoder.fc3.bias: unknown"),
     "not a string": (change(3, lambda _: torch.zeros(1)), "key 3: unknown"),
     "not a tensor": (change("decoder.fc2.bias", lambda _: [1.0]), "key decoder.fc2.bias: is list"),
@@ -185,7 +185,7 @@ HOSTILE = {
     "bytes by the gigabyte": (archive(b"cbuiltins\nbytearray\n" + number(10**12) + b"\x85R"), "builtins.bytearray"),
     "a tensor by its size": (archive(b"ctorch\nFloatTensor\n" + number(10**12) + b"\x85R"), "it is torch.FloatTensor"),
     "code": (archive(b"cposix\nsystem\n" + text("exit") + b"\x85R"), "it is posix.system; expected"),
-    "a long pickle": (archive(b"N" * (1 << 20)), "its pickle is too long"),
+    "a long pickle": (archive(b"N" * (1 << 20)), "its pickle is longer than 1,048,576 bytes"),
     "deflated": (archive(b"}", zipfile.ZIP_DEFLATED, junk=bytes(1 << 20)), "its entries are packed"),
     "many entries": (archive(b"}", **{f"{name}": b"" for name in range(20_000)}), "table of contents is too long"),
     "spread": (archive(first_weight(1, 0, (10**6, 10**6), (0, 0))), "key encoder.fc1.weight: .* storage of 1 values"),
@@ -199,7 +199,7 @@ HOSTILE = {
     "attributes of a tensor": (archive(first_weight(1, 0, (1,), (1,))[:-1] + b"}bs"), "it sets attributes"),
     "many copies": (archive(MANY + b"ccollections\nCounter\nq\x01" + b"h\x01h\x00\x85R" * 9000), "too many objects"),
     "many calls": (archive(b"ccollections\nOrderedDict\nq\x01" + b"h\x01)R" * 90_000), "it builds too many objects"),
-    "lines": (archive(b"}" + text("\n\x1b[31m") + b"Ns"), "missing from the state dict"),
+    "lines": (archive(b"}" + text("\n\x1b[31m") + b"Ns"), r"has no key of this model, but \\n"),
 }  # fmt: skip
 
 

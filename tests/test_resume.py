@@ -232,7 +232,7 @@ def test_the_export_of_another_run_is_left_alone(tmp_path, undisturbed, monkeypa
     code, output, _ = command(monkeypatch, capsys, options(tmp_path))
     assert code == 0
     assert output.splitlines()[-1] == (
-        f"{tmp_path}/vae.pth: is of another run, and left as it is; the model of this one is {tmp_path}/run/model.pth"
+        f"{tmp_path}/vae.pth: differs from {tmp_path}/run/model.pth, the model of this run, and is left as it is"
     )
     assert (tmp_path / "vae.pth").read_text() == "another run's"
 
@@ -538,7 +538,10 @@ def test_init_refusals(tmp_path, undisturbed, monkeypatch, capsys):
     )
     code, _, error = command(monkeypatch, capsys, options(tmp_path, init=tmp_path / "adam.pth"))
     assert code == 2
-    assert error == f"error: --init {tmp_path}/adam.pth: its Adam has --learning-rate 0.01; expected 0.001\n"
+    assert error == (
+        f"error: --init {tmp_path}/adam.pth: its Adam has --learning-rate 0.01; expected 0.001;"
+        " give the option that it needs\n"
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -11,11 +11,11 @@ from torch_ref.convert import Params, StateDict, WeightsError
 from vae_jax.config import FLOAT32_MAX, INT32_MAX
 
 # Where a checkpoint's dict keeps the optimizer.
-OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict")
+OPTIMIZER_KEYS = ("optimizer", "optimizer_state", "optimizer_state_dict")
 # What `vae_jax.optimizer.adam` computes: with any of these otherwise, it would go on differently.
 SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
 # What else torch.optim.Adam and AdamW, or a schedule, store of a group; it changes no step.
-PASSIVE = {"lr", "params", "param_names", "initial_lr"}
+PASSIVE = {"lr", "params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
 PASSIVE |= {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
@@ -54,7 +54,10 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         entries = convert.read(path)
         state_dict = convert.model_of(entries)
         params = convert.to_params(state_dict)
-        found = [key for key in OPTIMIZER_KEYS if key in entries]
+        found = [key for key in OPTIMIZER_KEYS if entries.get(key) is not None]
+        for key, entry in entries.items():
+            if key not in OPTIMIZER_KEYS and isinstance(entry, Mapping) and "param_groups" in entry:
+                raise WeightsError(f"key {key:.80}: is an optimizer; expected it under {', '.join(OPTIMIZER_KEYS)}")
         if len(found) > 1:
             raise WeightsError(f"holds both {found[0]} and {found[1]}; expected one of them")
         if not found:
@@ -62,12 +65,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         try:
             return Checkpoint(params, _adam(entries[found[0]], state_dict))
         except WeightsError as error:
-            raise WeightsError(f"{found[0]}: {error}; torch_ref.convert.load reads the model alone") from None
+            raise WeightsError(
+                f"{found[0]}: {error}; `python -m torch_ref.convert IN.pth OUT.pth` keeps the model alone"
+            ) from None
 
 
 def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
     state, groups = (_of(dict, optimizer, "it").get(key) for key in ("state", "param_groups"))
-    learning_rate = _learning_rate(_of(list, groups, "param_groups"), len(state_dict))
+    learning_rate = _learning_rate(_of(list, groups, "param_groups"), list(state_dict))
 
     zeros = {key: torch.zeros_like(tensor) for key, tensor in state_dict.items()}
     if not _of(dict, state, "state"):  # it has not stepped yet
@@ -91,11 +96,13 @@ def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
     return Adam(counts[0], mu, nu, learning_rate)
 
 
-def _learning_rate(groups: list[Any], parameters: int) -> float:
+def _learning_rate(groups: list[Any], parameters: list[str]) -> float:
     """The one step size of all groups, whose other settings have to be those of ours."""
-    if not 0 < len(groups) <= parameters:
+    if not 0 < len(groups) <= len(parameters):
         raise WeightsError(f"has {len(groups)} param_groups; expected one, or several with the same settings")
     numbers: list[Any] = []
+    names: list[Any] = []
+    rates: list[float] = []
     for index, group in enumerate(groups):
         where = f"param_groups[{index}]"
         _of(dict, group, where)
@@ -109,24 +116,32 @@ def _learning_rate(groups: list[Any], parameters: int) -> float:
         if unknown := group.keys() - SETTINGS - PASSIVE:
             name = min(map(str, unknown))
             raise WeightsError(f"{where}.{name:.80} is unknown; expected the state of torch.optim.Adam")
-        rate = group.get("lr")
+        rate = _number(group.get("lr"))
         if type(rate) not in (int, float) or not 0 < rate <= FLOAT32_MAX:
             raise WeightsError(f"{where}.lr is {_shown(rate)}; expected a finite number above 0")
-        if rate != groups[0]["lr"]:
-            raise WeightsError(f"{where}.lr is {rate}; expected {groups[0]['lr']}, as in param_groups[0]")
+        rates.append(float(rate))
+        if rates[-1] != rates[0]:
+            raise WeightsError(f"{where}.lr is {rate}; expected {rates[0]}, as in param_groups[0]")
         numbers += _of(list, group.get("params"), f"{where}.params")
-    if numbers != list(range(parameters)):
-        raise WeightsError(f"param_groups name other parameters than 0 to {parameters - 1} in order; expected these")
-    return float(groups[0]["lr"])
+        names += _of(list, group.get("param_names", []), f"{where}.param_names")
+    if numbers != list(range(len(parameters))):
+        raise WeightsError(f"param_groups have other params than 0 to {len(parameters) - 1} in order; expected these")
+    if names and names != parameters:
+        raise WeightsError("param_groups have other param_names than the model, or in another order; expected its own")
+    return rates[0]
 
 
 def _count(step: Any, where: str) -> int:
-    """Steps taken: a number, or a tensor of one, as PyTorch writes since 1.12."""
-    if isinstance(step, torch.Tensor) and step.numel() == 1:
-        step = step.item()
+    """Steps taken."""
+    step = _number(step)
     if type(step) not in (int, float) or not 0 <= step <= INT32_MAX or step != int(step):
         raise WeightsError(f"{where} is {_shown(step)}; expected a whole number from 0 to {INT32_MAX}")
     return int(step)
+
+
+def _number(value: Any) -> Any:
+    """A number that may stand in a tensor of one, as PyTorch keeps some."""
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
 def _average(tensor: Any, parameter: torch.Tensor, where: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import stat
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,7 +39,7 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
 
 
 # Where a checkpoint's dict keeps the model.
-MODEL_KEYS = ("model", "model_state_dict", "state_dict")
+MODEL_KEYS = ("model", "model_state", "model_state_dict", "state_dict")
 
 
 def to_state_dict(params: Params, layout: Layout = "documented") -> StateDict:
@@ -90,6 +91,12 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
     # The layout that shares the most keys is the one that is meant.
     keys: dict[Layout, set[str]] = {layout: _keys(layout) for layout in LAYOUTS}
     layout = max(keys, key=lambda candidate: len(keys[candidate] & state_dict.keys()))
+    if not keys[layout] & state_dict.keys():
+        found = _shown(", ".join(map(str, list(state_dict)[:3])) or "none at all")
+        raise WeightsError(
+            f"has no key of this model, but {found}; expected {', '.join(sorted(keys[layout]))}, alone or under"
+            f' {", ".join(MODEL_KEYS)}; what a wrapper has put before them ("module.", "_orig_mod.") has to go'
+        )
     _require_keys(set(state_dict), keys[layout], f"the state dict (layout {layout})")
 
     for key, tensor in state_dict.items():
@@ -102,12 +109,12 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
             raise WeightsError(f"key {key}: is {type(tensor).__name__}; expected a dense tensor")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise WeightsError(f"key {key}: has type {tensor.dtype}; expected torch.float32 or torch.float64")
-    dtype = next(iter(state_dict.values())).dtype
+    dtype = Counter(tensor.dtype for tensor in state_dict.values()).most_common(1)[0][0]
     for key, shape in _shapes(state_dict, layout).items():
         tensor = state_dict[key]
         if tuple(tensor.shape) != shape:
             raise WeightsError(
-                f"key {key}: has shape {_shown(list(tensor.shape))}; expected {list(shape)}, as the other keys have it"
+                f"key {key}: has shape {_shown(list(tensor.shape))}; expected {list(shape)}, to go with the biases"
             )
         if tensor.dtype != dtype:
             raise WeightsError(f"key {key}: has type {tensor.dtype}; expected {dtype}, as the other keys have it")

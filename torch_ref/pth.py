@@ -100,10 +100,10 @@ def _inspect_archive(content: bytes) -> None:
         if sum(lengths.values()) > len(content) or min(entry.header_offset for entry in entries):
             raise ValueError("its entries are longer than the file, or none is at its start")
         if (name := archive.testzip()) is not None:
-            raise ValueError(f"its {name:.40} is damaged")
+            raise ValueError(f"its {name:.40} is damaged, or was saved without checksums")
         pickle = archive.read(f"{folder}/data.pkl")
     if len(pickle) > MOST:
-        raise ValueError("its pickle is too long")
+        raise ValueError(f"its pickle is longer than {MOST:,} bytes; save the model and its optimizer alone")
     walk = _Walk(io.BytesIO(pickle))
     for key, storage in walk.storages.items():
         found = lengths.get(f"{folder}/data/{key}")

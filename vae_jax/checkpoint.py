@@ -6,7 +6,6 @@ Each has the digests of its files in SHA256SUMS (`sha256sum -c` knows the form):
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
@@ -29,7 +28,7 @@ import numpy as np
 from vae_jax import steps
 from vae_jax.config import CHECKPOINTS, InputError, NonFiniteLossError, TrainConfig, reason
 from vae_jax.files import flush, replacing
-from vae_jax.log import EpochMetrics
+from vae_jax.log import EpochMetrics, locked, require_locked
 
 # Checkpoints that are kept beside the one with the lowest test loss.
 NEWEST = 2
@@ -111,6 +110,7 @@ class Checkpoints:
         self._checksum = checksum
         self._shown = config.workdir / CHECKPOINTS
         self._folder = self._shown.resolve()
+        self._locked = locked(config.workdir)
         self._newest: int | None = None  # of those known to be whole
         self._last = time.monotonic()
 
@@ -184,8 +184,7 @@ class Checkpoints:
         }
         notes = json.loads(json.dumps(notes, default=str))  # paths as text
         try:
-            if not self._config.workdir.is_dir():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # Orbax would make another one
+            require_locked(self._config.workdir, self._locked)  # Orbax would make another one
             for later in self._numbers():
                 if self._newest is None or later > self._newest:  # damaged: it was passed over
                     self._delete(later)
@@ -258,13 +257,20 @@ def _sums(folder: Path) -> str:
 
 @contextmanager
 def _orbax() -> Iterator[Any]:
-    """Orbax, imported when it is needed, and kept from logging pages about an error that it raises as well."""
+    """Orbax, imported when it is needed, and kept from printing pages about an error that it raises as well."""
     import orbax.checkpoint as orbax
 
-    logger = logging.getLogger("absl")
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
     before = logger.disabled
-    logger.disabled = True
+
+    def quiet(unraisable: Any) -> None:
+        # What threads were still writing when a write failed finds Orbax's event loop gone.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    logger.disabled, sys.unraisablehook = True, quiet
     try:
         yield orbax
+        sys.unraisablehook = hook  # not after an error: some of them come to it later
     finally:
         logger.disabled = before

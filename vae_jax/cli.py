@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -28,8 +29,11 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     # half a second, and once more at the exit a whole one.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
+    # A shell or a service may have closed them, but libraries write to them unasked.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     try:
-        with signals.raised():
+        with signals.ending():
             command(parse(config_type, prog))
     except InputError as error:
         _say(error)
@@ -42,11 +46,7 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
         _say(error)
         sys.exit(1)
     except signals.Interrupted as stop:
-        with contextlib.suppress(OSError):  # nobody may be reading any more
-            print("interrupted", file=sys.stderr)
-            sys.stdout.flush()
-        # At once: XLA may still be compiling in threads that must not see the interpreter go.
-        os._exit(128 + stop.signum)
+        signals.end(stop.signum)
 
 
 def _say(error: Exception | str) -> None:

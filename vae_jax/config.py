@@ -195,7 +195,7 @@ class TrainConfig(RunConfig):
           InputError: An option is out of its range, a path cannot be written, or `workdir` holds a run that other
             options made.
         """
-        self._require("checkpoint_every", self.checkpoint_every >= 0, "a number of at least 0")
+        self._require("checkpoint_every", 0 <= self.checkpoint_every <= FLOAT32_MAX, "a finite number of at least 0")
         precisions = get_args(Precision)
         self._require("matmul_precision", self.matmul_precision in precisions, f"one of {', '.join(precisions)}")
         super().check()
@@ -212,7 +212,7 @@ class TrainConfig(RunConfig):
         words = [python, "-m", "vae_jax.train"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value != field.default and field.name != "overwrite":
+            if value != field.default:
                 words += ["--" + field.name.replace("_", "-")] + ([] if value is True else [str(value)])
         return shlex.join(words)
 
@@ -227,7 +227,7 @@ class TrainConfig(RunConfig):
             options = json.loads(file.read_bytes())
         except (OSError, ValueError, RecursionError):
             options = None  # the checkpoints have them too
-        if isinstance(options, dict):
+        if isinstance(options, dict) and not (self.has_checkpoints and options.keys().isdisjoint(MODEL_OPTIONS)):
             self.require_same_run(options)
         if not self.has_checkpoints and (not isinstance(options, dict) or (self.workdir / "model.pth").exists()):
             # No checkpoint is what a run leaves that was stopped before its first one: that one starts anew.

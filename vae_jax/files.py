@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vae_jax import signals
 from vae_jax.config import reason
 
 
@@ -20,8 +21,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     # Through links; in the same folder, as only there renaming is one step.
     target = path.resolve()
+    prefix = f"{_prefix(target)}{os.getpid()}-"
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=_prefix(target)) as folder:
+        with signals.deferred(), tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
             part = Path(folder) / target.name
             yield part
             with part.open("rb") as file:
@@ -49,9 +51,21 @@ def sweep(path: Path) -> None:
     """Removes what a process that was killed while it wrote `path` has left next to it."""
     target = path.resolve()
     for left in target.parent.glob(glob.escape(_prefix(target)) + "*"):
-        shutil.rmtree(left, ignore_errors=True)
+        writer = left.name.removeprefix(_prefix(target)).partition("-")[0]
+        if not (writer.isdecimal() and _is_alive(int(writer))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _prefix(target: Path) -> str:
     # A name has at most 255 bytes, and a character up to 4.
     return f".{target.name[:50]}.part-"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no number of a process
+        pass
+    return True

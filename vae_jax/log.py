@@ -6,11 +6,12 @@ Imports neither jax nor torch, and what draws only when it draws.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from vae_jax.files import replacing, sweep
 if TYPE_CHECKING:
     from vae_jax.pictures import Coder
 
+STDOUT, STDERR = 1, 2
 # Of each picture of a run.
 RECONSTRUCTIONS, SAMPLES = 10, 64
 
@@ -51,12 +53,24 @@ def describe_losses(pixels: Pixels) -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line at once. Where nobody reads any more (a pipe that has gone), the run goes on without a word."""
-    try:
+    """Prints a line at once."""
+    with unheard(STDOUT):
         print(line, flush=True)
-    except BrokenPipeError:
-        # What is still in the buffer must not be tried again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def unheard(descriptor: int) -> Iterator[None]:
+    """Where nobody reads any more what is written there (to a pipe or a terminal that has gone), the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # What is still in the buffer must not be tried again at the end. Both may go to the same place.
+        gone, nowhere = os.fstat(descriptor), os.open(os.devnull, os.O_WRONLY)
+        for other in (STDOUT, STDERR):
+            if os.path.samestat(os.fstat(other), gone):
+                os.dup2(nowhere, other)
 
 
 @contextmanager
@@ -68,7 +82,7 @@ def lock(workdir: Path) -> Iterator[None]:
     """
     import filelock
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir.resolve().mkdir(parents=True, exist_ok=True)  # a link to a folder that is still to be made, too
     try:
         with filelock.FileLock(workdir / LOCK, timeout=0):
             yield
@@ -76,6 +90,24 @@ def lock(workdir: Path) -> Iterator[None]:
         raise InputError(
             f"--workdir {workdir}: another process is training in it; wait for its end, or name another folder"
         ) from None
+
+
+def locked(workdir: Path) -> int | None:
+    """What tells the lock file of a folder from that of another folder in its place."""
+    try:
+        return (workdir / LOCK).stat().st_ino  # whose process keeps it open: no other file gets the number
+    except OSError:
+        return None
+
+
+def require_locked(workdir: Path, number: int | None) -> None:
+    """Checks that a folder is still the one with the lock file of this number.
+
+    Raises:
+      FileNotFoundError: It has been deleted, and another run may be in its place.
+    """
+    if locked(workdir) != number:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(workdir))
 
 
 class RunLog:
@@ -99,6 +131,7 @@ class RunLog:
         history: Sequence[EpochMetrics] | None = None,
     ):
         self._config = config
+        self._locked = locked(config.workdir)
         self._history = list(history or ())
         workdir = config.workdir
         for path in (config.export, *(workdir / name for name in (*RUN_FILES, *PICTURES))):
@@ -106,7 +139,8 @@ class RunLog:
         if history is None:
             # First the checkpoints: none may ever stand next to the options of another run.
             for old in (workdir / CHECKPOINTS).glob("[0-9]*"):
-                shutil.rmtree(old)
+                if re.fullmatch(r"\d+(\.part.*|\.deleted)?", old.name) and old.is_dir():  # others are the user's own
+                    shutil.rmtree(old)
             for name in ("model.pth", *PICTURES):
                 (workdir / name).unlink(missing_ok=True)
             for old in (workdir / EVENTS).glob("events.out.tfevents.*"):
@@ -146,6 +180,7 @@ class RunLog:
         )
 
     def _write_metrics(self) -> None:
+        require_locked(self._config.workdir, self._locked)
         # All of it, every time: half a line is never there to be read.
         with replacing(self._config.workdir / "metrics.jsonl") as part:
             part.write_text("".join(json.dumps(dataclasses.asdict(metrics)) + "\n" for metrics in self._history))

@@ -1,14 +1,18 @@
-"""Ctrl-C and SIGTERM: noted while training and acted on between two steps, raised elsewhere."""
+"""Ctrl-C and SIGTERM: noted while training and acted on between two steps; elsewhere the end of the process."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+
+# What `end` says first: how to go on with the work that the process is at.
+advice = ""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,26 +54,44 @@ def noted() -> Iterator[Request]:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block, which should be short, the first SIGINT or SIGTERM waits for its end."""
+    with noted() as stop:
+        yield
+    if stop.signum is not None:
+        signal.raise_signal(stop.signum)
+
+
+@contextmanager
 def raised() -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM raise `Interrupted`."""
-    hook = sys.unraisablehook
+    """Within the block, SIGINT and SIGTERM raise `Interrupted`: for work that tidies up behind itself."""
 
     def interrupt(signum: int, _: object) -> None:
         raise Interrupted(signum)
 
-    def again(unraisable: Any) -> None:
-        # Where it strikes while garbage is collected, Python drops the exception.
-        if isinstance(unraisable.exc_value, Interrupted):
-            threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.signum)).start()
-        else:
-            hook(unraisable)
+    with _handled_by(interrupt):
+        yield
 
-    sys.unraisablehook = again
-    try:
-        with _handled_by(interrupt):
-            yield
-    finally:
-        sys.unraisablehook = hook
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Within the block, SIGINT and SIGTERM end the process at once.
+
+    No exception is raised: in the middle of an import it may be lost, or crash a library that is being loaded. What is
+    on the disk is whole at every moment, as it must be for kill -9.
+    """
+    with _handled_by(lambda signum, _: end(signum)):
+        yield
+
+
+def end(signum: int) -> NoReturn:
+    """Ends the process with code 128 + `signum`, after `advice` and a word."""
+    with contextlib.suppress(Exception):  # a line may be half printed, and nobody may be reading any more
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, f"{advice}\ninterrupted\n".lstrip().encode())
+    # At once: libraries may still be at work in threads that must not see the interpreter go.
+    os._exit(128 + signum)
 
 
 @contextmanager

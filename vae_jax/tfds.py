@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from vae_jax import npz
 from vae_jax.config import DataError
+from vae_jax.files import replacing, sweep
 
 SPEC = re.compile(r"tfds:(?P<name>[a-z]\w*)(?:/(?P<config>\w[\w.+-]*))?(?::(?P<version>\d+\.\d+\.\d+))?")
 # Rises with every change of what the cache holds.
@@ -128,14 +128,10 @@ def _read_cache(folder: Path, max_bytes: int) -> dict[str, np.ndarray] | None:
 def _write_cache(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     path = _cache_path(folder)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix="vae_jax-") as temporary:
-            part = Path(temporary) / path.name
-            with part.open("wb") as file:
-                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-                file.flush()
-                os.fsync(file.fileno())
+        sweep(path)
+        with replacing(path) as part:
+            np.savez(part, **arrays)  # pyright: ignore[reportArgumentType]
             for old in folder.glob("vae_jax-*.npz"):
                 old.unlink()
-            part.replace(path)
     except OSError as error:
         print(f"{path}: not written ({error.strerror}); the next start will decode the set again", flush=True)

@@ -28,7 +28,7 @@ from PIL import Image
 from tensorflow_datasets.core.download import checksums, download_manager, downloader
 from tqdm import tqdm
 
-from vae_jax import idx
+from vae_jax import idx, signals
 from vae_jax.config import DataError, reason
 
 # Seconds until a connection must stand, and of silence before it counts as broken.
@@ -94,7 +94,7 @@ def prepare(spec: str, builder: Any) -> Path:
     before = _partial_downloads(downloads)
     try:
         # TFDS's lines on standard output would repeat what its progress bars say.
-        with _quiet(), _impatient(spec), contextlib.redirect_stdout(io.StringIO()):
+        with signals.raised(), _quiet(), _impatient(spec), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(force_checksums_validation=True),

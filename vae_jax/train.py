@@ -5,10 +5,9 @@ jax is imported by `fit`, not by this module, so that `--help` and wrong options
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import importlib
 import math
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vae_jax import cli, signals
-from vae_jax.config import FLOAT32_MAX, PICTURES, InputError, TrainConfig
+from vae_jax.config import PICTURES, InputError, TrainConfig
 from vae_jax.data import Dataset, Pixels, load
-from vae_jax.log import RECONSTRUCTIONS, EpochMetrics, RunLog, describe_losses, lock, say
-from vae_jax.trained import Trained
+from vae_jax.log import RECONSTRUCTIONS, STDERR, EpochMetrics, RunLog, describe_losses, lock, say, unheard
+from vae_jax.trained import Trained, require_float32
 
 if TYPE_CHECKING:
     from jax import Array
@@ -52,6 +51,7 @@ def fit(config: TrainConfig) -> tuple[TrainState, list[EpochMetrics]]:
       Interrupted: Ctrl-C or SIGTERM came while training; a checkpoint has been written.
     """
     config.check()
+    signals.advice = f"to go on: {config.command}"
     dataset = load(config.data, config.data_dir, config.max_data_gb)
     config.check_size(math.prod(dataset.image_shape))
     init = None
@@ -80,15 +80,15 @@ def _read_init(config: TrainConfig, path: Path, pixels: int) -> Checkpoint:
     if found != (pixels, config.hidden_dim, config.latent_dim):
         raise InputError(
             f"--init {path}: holds a model of {found[0]} pixels, --hidden-dim {found[1]} and --latent-dim {found[2]};"
-            f" expected {pixels}, {config.hidden_dim} and {config.latent_dim}"
+            f" expected {pixels}, {config.hidden_dim} and {config.latent_dim}; give the options that it needs"
         )
-    if init.adam is not None and init.adam.learning_rate != config.learning_rate:
+    if init.adam is not None and np.float32(init.adam.learning_rate) != np.float32(config.learning_rate):
         raise InputError(
-            f"--init {path}: its Adam has --learning-rate {init.adam.learning_rate}; expected {config.learning_rate}"
+            f"--init {path}: its Adam has --learning-rate {init.adam.learning_rate}; expected {config.learning_rate};"
+            " give the option that it needs"
         )
     values = jax.tree.leaves((init.params, () if init.adam is None else (init.adam.mu, init.adam.nu)))
-    if max(np.abs(leaf).max() for leaf in values) > FLOAT32_MAX:
-        raise InputError(f"--init {path}: holds values beyond {FLOAT32_MAX:.4g}; expected those of a float32")
+    require_float32(f"--init {path}", values)
     return init
 
 
@@ -125,6 +125,9 @@ def _fit(config: TrainConfig, dataset: Dataset, init: Checkpoint | None) -> tupl
     if progress is None:
         progress = Progress(_initial_state(config, pixels, init))
         log = RunLog(config, image_shape, kind)
+        if init is not None:
+            adam = "Adam starts anew" if init.adam is None else f"Adam goes on after {init.adam.count:,} steps"
+            say(f"{config.init}: its weights are where training starts; {adam}")
     else:
         if len(progress.history) + bool(progress.bce) > config.epochs:
             raise InputError(
@@ -132,12 +135,9 @@ def _fit(config: TrainConfig, dataset: Dataset, init: Checkpoint | None) -> tupl
                 " add --overwrite to replace it, or name another --workdir"
             )
         log = RunLog(config, image_shape, kind, progress.history)
-    try:
-        _complete(config, dataset, progress, checkpoints, log)
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # nobody may be reading any more
-            print(f"to go on: {config.command}", file=sys.stderr)
-        raise
+    # It has begun: only now would --overwrite remove what it has made.
+    signals.advice = f"to go on: {dataclasses.replace(config, overwrite=False).command}"
+    _complete(config, dataset, progress, checkpoints, log)
     return progress.state, progress.history
 
 
@@ -198,7 +198,7 @@ def _complete(config: TrainConfig, dataset: Dataset, progress: Progress, checkpo
             call = f'torch.load("{config.export}", weights_only=True)'
         say(f"saved {config.export}; load it with {call}")
     elif config.export.suffix == model.suffix and config.export.read_bytes() != model.read_bytes():
-        say(f"{config.export}: is of another run, and left as it is; the model of this one is {model}")
+        say(f"{config.export}: differs from {model}, the model of this run, and is left as it is")
     # After the model: nothing that goes wrong with them may cost it.
     if not all((config.workdir / name).exists() for name in PICTURES):
         draw()
@@ -260,7 +260,8 @@ def _train(
                 total=count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None
             ) as bar:
                 for stretch in rest:
-                    bar.update(stretch.start * batch_size - bar.n)
+                    with unheard(STDERR):
+                        bar.update(stretch.start * batch_size - bar.n)
                     progress.advance(
                         *train[len(stretch)](progress.state, train_images, batches[stretch.start : stretch.stop])
                     )

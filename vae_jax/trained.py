@@ -1,13 +1,13 @@
 """A trained model read back, from a weights file or a run's folder. jax and torch are imported by what uses them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from vae_jax.config import Binarize, InputError, reason
+from vae_jax.config import FLOAT32_MAX, Binarize, InputError, reason
 
 if TYPE_CHECKING:
     from jax import Array
@@ -79,7 +79,21 @@ def read(path: Path) -> Trained:
     from torch_ref import convert
 
     state_dict = convert.load(file)
-    return Trained(*convert.sizes(state_dict), convert.to_params(state_dict), options)
+    params = convert.to_params(state_dict)
+    require_float32(
+        f"{file}", [array for part in params.values() for layer in part.values() for array in layer.values()]
+    )
+    return Trained(*convert.sizes(state_dict), params, options)
+
+
+def require_float32(what: str, arrays: Iterable[np.ndarray]) -> None:
+    """Checks that the values of a file, which may be float64, are finite as float32 too.
+
+    Raises:
+      InputError: Some are not; the message begins with `what`.
+    """
+    if max(np.abs(array).max() for array in arrays) > FLOAT32_MAX:
+        raise InputError(f"{what}: holds values beyond {FLOAT32_MAX:.4g}; expected those of a float32")
 
 
 def require_pixels(path: Path, trained: Trained, data: str, image_shape: tuple[int, ...]) -> None:
