@@ -1,4 +1,4 @@
-"""A Flax (JAX) variational autoencoder for MNIST, equal to the well-known PyTorch one to the last digit.
+"""A Flax (JAX) variational autoencoder for MNIST, equal to the well-known PyTorch one up to rounding.
 
 The public names stand in `__init__.pyi`; each module is imported when one of its names is first used, so that
 `--help` and the PyTorch side never wait for jax.
