@@ -131,8 +131,8 @@ def test_100_adam_steps(mnist, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_100_adam_steps_up_to_a_kink(mnist, dtype):
-    # Of 10 million inputs of ReLUs, one is zero but for rounding in about one seed of three. There the two programs take
-    # different sides of the kink (either of them may be the one that differs from float64), and drift apart from then on.
+    # With about one seed of three, one of 10 million inputs of ReLUs is zero but for rounding. There the two programs
+    # take different sides of the kink (either may be the one that differs from float64), and then drift apart.
     for seed in (5, 2, 3, 4, 0):
         loss, torch_loss, params, torch_params = hundred_adam_steps(mnist, dtype, 400, seed)
         np.testing.assert_allclose(loss, torch_loss, rtol=2e-3)

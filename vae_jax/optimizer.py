@@ -14,8 +14,8 @@ def adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 
     """Adam with bias corrections that are exact in float32 too, as in `torch.optim.Adam`.
 
     `optax.adam` takes 1 - b2^t in float32: wrong by 5e-5 at the first step, where the two nearly cancel. On this model
-    the difference from PyTorch grows to between 0.018 and 0.073 in some parameter within 100 steps (six seeds). With this
-    one it stays below 2e-5, unless the input of a ReLU comes within rounding of zero (two of the six).
+    the difference from PyTorch grows to between 0.018 and 0.073 in some parameter within 100 steps (six seeds). With
+    this one it stays below 2e-5, unless the input of a ReLU comes within rounding of zero (two of the six).
 
     Args:
       learning_rate: Step size.
