@@ -88,7 +88,7 @@ def test_estimate_equals_an_independent_one_in_numpy():
     expected = numpy_log_px(params, np.asarray(images, np.float64), np.asarray(eps, np.float64))
     found = estimate.importance_log_px(model, params, images, numbers, key, samples, batch_size=100)
     # Float32 carries seven digits of some 600 nats.
-    np.testing.assert_allclose(found.mean(), expected.mean(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.mean(), expected.mean(), rtol=0, atol=2e-4)
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-4)
 
 

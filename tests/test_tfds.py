@@ -185,10 +185,23 @@ def test_one_lost_answer_is_asked_for_again(server, small, tmp_path):
 
 
 def test_a_damaged_earlier_download_is_named(server, tmp_path):
-    server.faults[TRAIN_IMAGES] = [error_404]
+    def arrived():
+        # A file, and what TFDS notes of it, in whichever order.
+        notes = (tmp_path / "downloads").rglob("*train-labels*.gz.INFO")
+        return [note.with_suffix("") for note in notes if note.with_suffix("").exists() and note.stat().st_size]
+
+    def late_404(request, content):
+        # The four files are downloaded side by side; the other one has to be there first.
+        end = time.monotonic() + 60
+        while not arrived() and time.monotonic() < end:
+            time.sleep(0.01)
+        error_404(request, content)
+
+    server.faults[TRAIN_IMAGES] = [late_404] * (tfds_source.RETRIES + 1)
     with pytest.raises(DataError, match="broke off"):
         load("tfds:mnist", tmp_path)
-    labels = next((tmp_path / "downloads").rglob("*train-labels*.gz"))
+    server.faults.clear()
+    (labels,) = arrived()
     labels.write_bytes(b"something else")
     with pytest.raises(DataError, match=r"has 14 bytes of checksum .*; delete it and start again") as refusal:
         load("tfds:mnist", tmp_path)
