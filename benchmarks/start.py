@@ -16,7 +16,7 @@ from benchmarks.report import Check, Report, at_least, at_most
 from benchmarks.turns import isolated
 
 OURS, PEER, BARE = "vae_jax.train", "torch_ref.train", "benchmarks.start"
-ROUNDS = 5
+ROUNDS = 4
 
 
 def run(quick: bool, gpu: bool) -> Report:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 # Longer than any single piece of work of the suite; what takes longer hangs.
 PATIENCE_S = 900
+# Before each run: the threads of the contender before it spin for a while before they sleep.
+REST_S = 0.2
 
 
 class Setting(NamedTuple):
@@ -75,6 +77,7 @@ def take_turns(contenders: Mapping[str, str], setting: Setting, rounds: int) -> 
         for name, worker in workers.items():
             if found[name].failure:
                 continue
+            time.sleep(REST_S)
             worker.send("run")
             answer = worker.receive()
             if isinstance(answer, Measured):

@@ -135,7 +135,7 @@ def _fit(config: TrainConfig, dataset: Dataset, init: Checkpoint | None) -> tupl
                 " add --overwrite to replace it, or name another --workdir"
             )
         log = RunLog(config, image_shape, kind, progress.history)
-    # It has begun: only now would --overwrite remove what it has made.
+    # From here on, --overwrite would remove what this run has made.
     signals.advice = f"to go on: {dataclasses.replace(config, overwrite=False).command}"
     _complete(config, dataset, progress, checkpoints, log)
     return progress.state, progress.history
