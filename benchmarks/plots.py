@@ -43,15 +43,15 @@ def _epoch(figure: Figure, report: Report) -> None:
 
 
 def _start(figure: Figure, report: Report) -> None:
-    commands = report.tables["Commands"]
+    ours, *others = report.tables["Medians"]
     phases = report.tables["Where our seconds go"]
     unit = sum(row["seconds"] for row in phases)
     axes = figure.subplots()
     left = 0.0
     for row in phases:
-        axes.barh([commands[0]["command"]], [row["seconds"] / unit], left=left, label=row["phase"])
+        axes.barh([ours["command"]], [row["seconds"] / unit], left=left, label=row["phase"])
         left += row["seconds"] / unit
-    axes.barh([commands[1]["command"]], [commands[1]["whole s"] / unit], color=OTHERS)
+    axes.barh([row["command"] for row in others], [row["whole s"] / unit for row in others], color=OTHERS)
     axes.invert_yaxis()
     axes.set_xlabel("time of the whole command / time of ours")
     axes.spines[["top", "right"]].set_visible(False)

@@ -5,6 +5,7 @@ import os
 
 import jax
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import __main__ as command
 from benchmarks import epoch, evaluate, fidelity, floor, plots, report, scale, start
@@ -169,6 +170,16 @@ def test_the_command_writes_json_markdown_and_a_picture(tmp_path, quick):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "epoch.json").read_text())["checks"]
     assert [row["holds"] for row in rows if row["claim"].startswith("GPU")] == [None] * 3
+
+
+def test_the_picture_of_commands():
+    phases = [{"phase": "data", "seconds": 2.0}, {"phase": "epochs", "seconds": 8.0}]
+    medians = [{"command": "ours", "whole s": 10.0}, {"command": "theirs", "whole s": 30.0}]
+    figure = Figure()
+    plots._start(figure, report.Report("start", "", {}, {"Medians": medians, "Where our seconds go": phases}))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "theirs"]
+    assert [bar.get_width() for bar in axes.patches] == [0.2, 0.8, 3.0]
 
 
 def test_a_picture_without_figures(tmp_path):
