@@ -12,6 +12,7 @@ import tyro
 
 from benchmarks import report
 from vae_jax import cli
+from vae_jax.config import require_writable
 
 Name = Literal["epoch", "start", "scale", "evaluate", "fidelity"]
 NAMES: tuple[Name, ...] = ("epoch", "start", "scale", "evaluate", "fidelity")
@@ -30,10 +31,16 @@ class BenchmarkConfig:
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Runs each benchmark and writes its files as soon as it is done."""
+    """Runs each benchmark and writes its files as soon as it is done.
+
+    Raises:
+      InputError: The folder cannot be written.
+    """
     # Some container images set it for another processor; with it, NumPy's products are several times slower.
     os.environ.pop("OPENBLAS_CORETYPE", None)
     out = config.out or (Path("runs/benchmarks-quick") if config.quick else Path(__file__).parent / "results")
+    for name in config.names:
+        require_writable("--out", out / f"{name}.json")
     suite_start = time.perf_counter()
     environment = report.environment()
     gpu = environment["machine"]["device"].startswith("gpu")

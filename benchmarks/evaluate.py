@@ -42,11 +42,11 @@ def _row(one: Measured, setting: Setting) -> dict:
 
 
 def _agree(ours: Measured, torch: Measured) -> Check:
-    claim = "both estimate the same, to 0.5 nats per image"
+    claim = "both estimate the same, to 0.1 nats per image"
     if not ours.returned or not torch.returned:
         return Check(claim, NOT_MEASURED, None)
     difference = abs(statistics.fmean(ours.returned) - statistics.fmean(torch.returned))
-    return Check(claim, f"{difference:.3g} nats", difference < 0.5)
+    return Check(claim, f"{difference:.3g} nats", difference < 0.1)
 
 
 def ours(setting: Setting) -> Runner:

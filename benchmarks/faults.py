@@ -30,6 +30,8 @@ from vae_jax.config import InputError, TrainConfig, require_writable
 # Several checkpoints an epoch, pixels drawn anew in every step.
 RUN = TrainConfig(epochs=4, checkpoint_every=0.4, binarize="dynamic")
 SECONDS_TO_STOP = 5
+# After so many seconds a process that was told to stop is taken for one that never will.
+HANGS_S = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,11 @@ def ends(config: FaultsConfig, folder: Path, rng: random.Random, whole: float) -
                     counts[number.name, life.phase] += 1
                     start = time.perf_counter()
                     life.process.send_signal(number)
-                    code = life.process.wait()
+                    try:
+                        code = life.process.wait(HANGS_S)
+                    except subprocess.TimeoutExpired:
+                        life.process.kill()
+                        code = life.process.wait()
                     found["slowest stop s"] = max(found["slowest stop s"], time.perf_counter() - start)
                     # Python, while it starts, dies of the signal itself, which shells count in the same way; one that
                     # was through may have ended well before it heard of it.

@@ -24,7 +24,8 @@ def run(quick: bool, gpu: bool) -> Report:
     return Report(
         "fidelity",
         "Divergence: both sides start from the same parameters and take the same batches and noise; the largest"
-        " absolute difference of any parameter after each stretch, and the relative difference of each step's loss."
+        " absolute difference of any parameter after each stretch, and the largest relative difference of a loss in"
+        " it."
         f" Seeds: each side with its own initialization, order and noise, {epochs} epochs from {seeds} seeds, loss in"
         " nats per image (a cross entropy on grey pixels). PyTorch here has its images in memory and fused Adam:"
         " the same arithmetic, sooner.",
@@ -92,8 +93,6 @@ def divergence(setting: Setting, dtype: str) -> list[dict]:
 
     torch_dtype = getattr(torch, dtype)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # A GPU may round the factors of float32 products to fewer digits unless told not to.
-    jax.config.update("jax_default_matmul_precision", "highest")
     with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
         train_images = images(setting.images)
         state = create_state(TrainConfig())

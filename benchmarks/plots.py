@@ -45,13 +45,13 @@ def _epoch(figure: Figure, report: Report) -> None:
 def _start(figure: Figure, report: Report) -> None:
     ours, *others = report.tables["Medians"]
     phases = report.tables["Where our seconds go"]
-    unit = sum(row["seconds"] for row in phases)
+    whole = sum(row["seconds"] for row in phases)  # of the run in the middle: nearly the median, not quite
     axes = figure.subplots()
     left = 0.0
     for row in phases:
-        axes.barh([ours["command"]], [row["seconds"] / unit], left=left, label=row["phase"])
-        left += row["seconds"] / unit
-    axes.barh([row["command"] for row in others], [row["whole s"] / unit for row in others], color=OTHERS)
+        axes.barh([ours["command"]], [row["seconds"] / whole], left=left, label=row["phase"])
+        left += row["seconds"] / whole
+    axes.barh([row["command"] for row in others], [row["whole s"] / ours["whole s"] for row in others], color=OTHERS)
     axes.invert_yaxis()
     axes.set_xlabel("time of the whole command / time of ours")
     axes.spines[["top", "right"]].set_visible(False)

@@ -129,17 +129,15 @@ def pythae_trainer(setting: Setting) -> Runner:
     model = PythaeVAE(
         VAEConfig(input_dim=(784,), latent_dim=setting.latent_dim, reconstruction_loss="bce"), Encoder(), Decoder()
     )
-    trainer = BaseTrainer(
-        model,
-        BaseDataset(train_images, torch.zeros(len(train_images))),
-        training_config=BaseTrainerConfig(
-            # It makes a folder at once; ours is a temporary one of the system's.
-            output_dir=tempfile.mkdtemp(prefix="pythae-"),
-            per_device_train_batch_size=setting.batch_size,
-            learning_rate=1e-3,
-        ),
-    )
-    trainer.prepare_training()
+    with tempfile.TemporaryDirectory() as folder:  # it makes one in it at once, and in a step needs none
+        trainer = BaseTrainer(
+            model,
+            BaseDataset(train_images, torch.zeros(len(train_images))),
+            training_config=BaseTrainerConfig(
+                output_dir=folder, per_device_train_batch_size=setting.batch_size, learning_rate=1e-3
+            ),
+        )
+        trainer.prepare_training()
     epoch = 0
 
     def run() -> float:

@@ -78,8 +78,7 @@ def take_turns(contenders: Mapping[str, str], setting: Setting, rounds: int) -> 
             if found[name].failure:
                 continue
             time.sleep(REST_S)
-            worker.send("run")
-            answer = worker.receive()
+            answer = worker.ask("run")
             if isinstance(answer, Measured):
                 found[name] = answer._replace(name=name)
                 continue
@@ -139,8 +138,11 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def send(self, message: str) -> None:
-        self._pipe.send(message)
+    def ask(self, message: str) -> Any:
+        """What it answers; see `receive`."""
+        with contextlib.suppress(OSError):  # it is dead, which `receive` says
+            self._pipe.send(message)
+        return self.receive()
 
     def receive(self) -> Any:
         """The next message, or a `Measured` with a failure if there will be none."""
@@ -149,7 +151,7 @@ class Worker:
                 return self._pipe.recv()
             self._process.kill()
             return _failed(f"failed: no answer within {PATIENCE_S} s")
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             return _failed(f"failed: its process ended with code {self._process.exitcode}")
 
@@ -164,6 +166,8 @@ def _enter(pipe: Connection, target: str, arguments: tuple) -> None:
     """The child's life: whatever goes wrong in it becomes a message."""
     # The cards of one GPU machine are shared by the waiting contenders.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Everyone multiplies in float32, as `vae_jax.fit` and PyTorch do; JAX alone would take TF32 on some GPUs.
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     # Progress bars and banners of other people's trainers.
     os.environ["TQDM_DISABLE"] = "1"
     try:

@@ -23,6 +23,12 @@ def test_bce_at_huge_logits():
     np.testing.assert_array_equal(gradient, [[0.0, 0.0, 1.0, -1.0]])
 
 
+def test_the_gradient_of_the_bce_at_the_kink():
+    # sigmoid(0) - x, which the derivative of max(l, 0) + log1p(exp(-|l|)) would miss there.
+    gradient = jax.grad(lambda logits: jnp.sum(bce(logits, jnp.array([[0.25]]))))(jnp.zeros((1, 1)))
+    np.testing.assert_array_equal(gradient, [[0.25]])
+
+
 def test_bce_keeps_the_last_digits_of_sure_pixels():
     # log(1 + exp(-30)) is 9e-14: taking the logarithm of a float32 sum would give 0.
     assert bce(jnp.array([[-30.0]]), jnp.array([[0.0]]))[0] == pytest.approx(np.exp(-30), rel=1e-6)

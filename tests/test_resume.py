@@ -226,15 +226,20 @@ def test_fewer_epochs_than_were_asked_for_before(tmp_path, undisturbed, monkeypa
     require_same(tmp_path, undisturbed)
 
 
-def test_the_export_of_another_run_is_left_alone(tmp_path, undisturbed, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["vae.pth", "vae.safetensors"])
+def test_the_export_of_another_run_is_left_alone(name, tmp_path, undisturbed, monkeypatch, capsys):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "vae.pth").write_text("another run's")
-    code, output, _ = command(monkeypatch, capsys, options(tmp_path))
-    assert code == 0
-    assert output.splitlines()[-1] == (
-        f"{tmp_path}/vae.pth: differs from {tmp_path}/run/model.pth, the model of this run, and is left as it is"
-    )
-    assert (tmp_path / "vae.pth").read_text() == "another run's"
+    config = dataclasses.replace(options(tmp_path), export=tmp_path / name)
+    fit(config)  # which writes it where it is missing
+    capsys.readouterr()
+    for content, lines in (((tmp_path / name).read_bytes(), 0), (b"another run's", 1)):
+        (tmp_path / name).write_bytes(content)
+        code, output, _ = command(monkeypatch, capsys, config)
+        assert code == 0
+        assert output.splitlines()[3:] == lines * [
+            f"{tmp_path}/{name}: differs from {tmp_path}/run/model.pth, the model of this run, and is left as it is"
+        ]
+        assert (tmp_path / name).read_bytes() == content
 
 
 def test_more_epochs_train_on(tmp_path, undisturbed, monkeypatch, capsys):

@@ -237,15 +237,19 @@ def save(state_dict: StateDict, path: Path | str) -> None:
     """
     path = Path(path)
     # In memory first: on a full disk, torch.save itself does not say what is wrong.
-    if is_safetensors(path):
-        content = safetensors.torch.save(state_dict)
-    else:
-        buffer = io.BytesIO()
-        torch.save(state_dict, buffer)
-        content = buffer.getvalue()
+    content = encode(state_dict, path)
     path.resolve().parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_bytes(content)
+
+
+def encode(state_dict: StateDict, path: Path | str) -> bytes:
+    """What `save` writes to a file of that name, the same for the same state dict."""
+    if is_safetensors(path):
+        return safetensors.torch.save(state_dict)
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    return buffer.getvalue()
 
 
 def _keys(layout: Layout) -> set[str]:

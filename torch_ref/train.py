@@ -78,15 +78,23 @@ def eval_epoch(model: VAE, batches: Iterable[Sequence[Tensor]]) -> tuple[float, 
     """BCE and KLD summed over all images, in nats; NaN where the model is not finite."""
     device = next(model.parameters()).device
     total_bce = total_kld = 0.0
-    for (images,) in batches:
-        images = images.to(device)
-        recon, mu, logvar = model(images)
-        if recon.isnan().any():
-            return math.nan, math.nan
-        bce, kld = losses(recon, images, mu, logvar)
-        total_bce += bce.item()
-        total_kld += kld.item()
+    try:
+        for (images,) in batches:
+            images = images.to(device)
+            recon, mu, logvar = model(images)
+            bce, kld = losses(recon, images, mu, logvar)
+            total_bce += bce.item()
+            total_kld += kld.item()
+    except RuntimeError as error:
+        return _nan_or_raise(error)
     return total_bce, total_kld
+
+
+def _nan_or_raise(error: RuntimeError) -> tuple[float, float]:
+    """NaN where binary_cross_entropy has met one and complained, on a CPU or on a GPU; any other error is raised."""
+    if "between 0 and 1" in str(error) or "device-side assert" in str(error):
+        return math.nan, math.nan
+    raise error
 
 
 class PixelSet(Dataset[tuple[Tensor]]):
@@ -121,18 +129,19 @@ def train_epoch(
     """
     device = next(model.parameters()).device
     total_bce = total_kld = 0.0
-    for (images,) in batches:
-        images = images.to(device)
-        recon, mu, logvar = model(images)
-        if recon.isnan().any():  # which binary_cross_entropy takes for a wrong argument
-            return math.nan, math.nan
-        bce, kld = losses(recon, images, mu, logvar)
-        loss = bce + beta * kld
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total_bce += bce.item()
-        total_kld += kld.item()
+    try:
+        for (images,) in batches:
+            images = images.to(device)
+            recon, mu, logvar = model(images)
+            bce, kld = losses(recon, images, mu, logvar)
+            loss = bce + beta * kld
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_bce += bce.item()
+            total_kld += kld.item()
+    except RuntimeError as error:
+        return _nan_or_raise(error)
     return total_bce, total_kld
 
 

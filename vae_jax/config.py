@@ -80,7 +80,7 @@ class RunConfig:
     pictures_every: int = 0
     """Draw the pictures of the run after every so many epochs; 0 draws them at its end only."""
     tensorboard: bool = False
-    """Write TensorBoard event files to the folder tensorboard in workdir (pip install "vae-jax[tensorboard]")."""
+    """Write TensorBoard event files to the folder tensorboard in workdir (needs the package tensorboard)."""
     overwrite: bool = False
     """Replace the run that workdir holds."""
 
@@ -105,9 +105,7 @@ class RunConfig:
             "a whole number of at least 0",
         )
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise InputError(
-                '--tensorboard: the package tensorboard is not installed; pip install "vae-jax[tensorboard]"'
-            )
+            raise InputError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")
         self._require("binarize", self.binarize in get_args(Binarize), f"one of {', '.join(get_args(Binarize))}")
         self._require("max_data_gb", self.max_data_gb is None or self.max_data_gb > 0, "a number above 0")
         require_writable("--export", self.export, *self.inputs)

@@ -21,8 +21,8 @@ class Losses(NamedTuple):
 def softplus(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 + exp(l)) as max(l, 0) + log1p(exp(-|l|)): exact to rounding and never infinite.
 
-    Its derivative is given as sigmoid(l); the one that automatic differentiation finds costs a second exponential and
-    is 0/0-prone at the kink.
+    Its derivative is given as sigmoid(l); the one that automatic differentiation finds costs a second exponential, and
+    is 0 instead of 1/2 at the kink.
     """
     return jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 

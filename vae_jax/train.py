@@ -197,8 +197,14 @@ def _complete(config: TrainConfig, dataset: Dataset, progress: Progress, checkpo
         else:
             call = f'torch.load("{config.export}", weights_only=True)'
         say(f"saved {config.export}; load it with {call}")
-    elif config.export.suffix == model.suffix and config.export.read_bytes() != model.read_bytes():
-        say(f"{config.export}: differs from {model}, the model of this run, and is left as it is")
+    else:
+        content = model.read_bytes()
+        if config.export.suffix == ".safetensors":
+            from torch_ref import convert
+
+            content = convert.encode(convert.to_state_dict(jax.device_get(progress.state.params)), config.export)
+        if config.export.read_bytes() != content:
+            say(f"{config.export}: differs from {model}, the model of this run, and is left as it is")
     # After the model: nothing that goes wrong with them may cost it.
     if not all((config.workdir / name).exists() for name in PICTURES):
         draw()
