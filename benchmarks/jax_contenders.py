@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState as FlaxTrainState
 
 from benchmarks.turns import Runner, Setting
 from vae_jax import TrainConfig, create_state, load, shuffled_batches, train_epoch
-from vae_jax.train import stretch_steps
+from vae_jax.train import step_flops, stretch_steps
 
 # Without a jit, one step takes as long as twenty: so many of an epoch's are run.
 EAGER_STEPS = 20
@@ -36,7 +36,9 @@ def ours(setting: Setting) -> Runner:
     train_images = tiled(setting.images)
     state = create_state(config, 784)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    stretches = stretch_steps(math.ceil(setting.images / setting.batch_size), 6 * setting.batch_size * parameters)
+    stretches = stretch_steps(
+        math.ceil(setting.images / setting.batch_size), step_flops(setting.batch_size, parameters)
+    )
     train = {
         length: train_epoch.lower(
             state, train_images, jax.ShapeDtypeStruct((length, setting.batch_size), jnp.int32)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import hypothesis
@@ -13,7 +14,7 @@ import torch
 
 import torch_ref.train
 import vae_jax.train
-from vae_jax import Dataset, TrainConfig, create_state, load, shuffled_batches, train_epoch
+from vae_jax import Dataset, TrainConfig, create_state, load, shuffled_batches, signals, train_epoch
 
 # What one test process or command has compiled, the others need not: set before they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -31,6 +32,15 @@ torch.set_num_threads(1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A command in this process takes SIGINT and SIGTERM over for good."""
+    before = {signum: signal.getsignal(signum) for signum in signals.STOPS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session")

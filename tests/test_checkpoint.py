@@ -208,6 +208,7 @@ BAD = {
     "steps": (state(3, step=torch.tensor(4.0)), r"state\[3\].step is 4; expected 3, as in state\[0\]"),
     "negative step": (state(0, step=-1), r"state\[0\].step is -1; expected a whole number"),
     "half a step": (state(0, step=torch.tensor(0.5)), r"state\[0\].step is 0.5"),
+    "too many steps": (state(0, step=torch.tensor(2.0**31 - 1)), r"state\[0\].step is 2147483648.0; expected"),
     "nan step": (state(0, step=torch.tensor(torch.nan)), r"state\[0\].step is nan"),
     "not a dict": (replaced(optimizer=[1, 2]), "optimizer: it is list; expected a dict"),
     "two models": (lambda content: content.update(state_dict=content["model"]), "both model and state_dict"),

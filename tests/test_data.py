@@ -95,8 +95,8 @@ def test_idx_with_channels_and_the_unpacked_file_first(tmp_path):
     assert dataset.image_shape == (2, 3, 3)
 
 
-def test_the_four_original_files_train(tmp_path, mnist):
-    """The whole of MNIST as its four gzipped files, by way of the command's own function."""
+def test_the_four_original_files(tmp_path, mnist):
+    """The whole of MNIST as its four gzipped files."""
     for name, content in idx_files(mnist).items():
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content, 1))
     dataset = load(str(tmp_path))
@@ -266,7 +266,7 @@ REFUSED_NPY = {
     "bomb": (npy_header("(1000000, 1000, 1000)"), r"1,000.0 GB; expected at most"),
     "shape beyond all": (npy_header(f"({10**60}, 2, 2)"), "expected at most"),
     "lie": (npy_header("(100, 1000, 1000)"), "more than the file can hold"),
-    "negative shape": (npy_header("(-7, -4, 5)"), "sound|shape"),
+    "negative shape": (npy_header("(-7, -4, 5)"), "negative dimensions"),
     "cut": (npy(TRAIN)[:-1], "ends after 139 bytes"),
     "long": (npy(TRAIN) + b"\0", "goes on after the 140 bytes"),
     "no array": (b"nothing at all", "no sound NumPy header"),

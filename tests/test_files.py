@@ -37,7 +37,14 @@ def test_what_a_dead_process_has_left_is_removed(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     with replacing(path) as part:
         part.write_text("new")
-        # Another run with the same export: what one that lives is writing stays.
-        sweep(path)
         assert [file.name.split("-")[1] for file in tmp_path.iterdir()] == [str(os.getpid())]
     assert path.read_text() == "new"
+
+
+def test_what_another_process_is_writing_stays(tmp_path):
+    path = tmp_path / "a.txt"
+    for writer, kept in ((os.getppid(), True), (os.getpid(), False)):  # in a container, all have one number
+        left = tmp_path / f".a.txt.part-{writer}-x"
+        left.mkdir()
+        sweep(path)
+        assert left.exists() == kept

@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from torch_ref import convert
 from torch_ref.model import VAE as TorchVAE
 from torch_ref.train import TorchTrainConfig
 from torch_ref.train import fit as torch_fit
-from vae_jax import Dataset, InputError, TrainConfig, cli, fit
+from vae_jax import Dataset, InputError, TrainConfig, cli, fit, signals
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.config import NonFiniteLossError
 from vae_jax.log import RunLog, lock
@@ -113,7 +114,6 @@ MOMENTS = (
     "vae_jax.log.RunLog.__init__",
     "vae_jax.log.RunLog.add",
     "vae_jax.log.RunLog.draw",
-    "vae_jax.log.RunLog.close",
     "vae_jax.checkpoint.Checkpoints.save",
     "vae_jax.checkpoint.Checkpoints._delete",
     "vae_jax.checkpoint.flush",
@@ -310,6 +310,44 @@ def test_overwrite_starts_fresh(tmp_path, undisturbed):
     assert numbers(tmp_path) == numbers(undisturbed)
 
 
+@pytest.mark.parametrize("name", ["samples.png", "tensorboard/events.out.tfevents.1", "model.pth"])
+def test_files_of_the_user_are_not_replaced(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run/tensorboard").mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    code, _, error = command(monkeypatch, capsys, options(tmp_path))
+    assert code == 2
+    assert error == (
+        f"error: --workdir {tmp_path}/run: holds a run already ({name});"
+        " add --overwrite to replace it or name another folder\n"
+    )
+    assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path, two_checkpoints, undisturbed, mnist):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    checkpoints = tmp_path / "run/checkpoints"
+    (checkpoints / "00999").mkdir()
+    (checkpoints / "3.part2").mkdir()
+    (checkpoints / "3.part").mkdir()  # what a process that was killed has left
+    (checkpoints / "999").touch()
+    for number in (2, 3):
+        (checkpoints / str(number) / ".DS_Store").touch()
+    assert int(newest(options(tmp_path), mnist).state.step) == 3
+    fit(options(tmp_path, checkpoint_every=60.0))
+    for name in ("00999", "3.part2"):
+        (checkpoints / name).rmdir()
+    (checkpoints / "999").unlink()
+    require_same(tmp_path, undisturbed)
+
+
+def test_a_workdir_that_orbax_cannot_name(tmp_path, monkeypatch, capsys):
+    config = options(tmp_path / "\udcff")
+    code, _, error = command(monkeypatch, capsys, config)
+    assert code == 2
+    assert error.startswith("error: --workdir ") and "is no UTF-8" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_of_the_other_program_is_refused(tmp_path, few_images, monkeypatch):  # noqa: ARG001
     torch_fit(TorchTrainConfig(epochs=1, hidden_dim=16, workdir=tmp_path / "run", export=tmp_path / "vae.pth"))
     with pytest.raises(InputError, match="holds a run of another program or version; add --overwrite"):
@@ -393,6 +431,17 @@ def test_a_run_goes_on_from_the_older_checkpoint(tmp_path, two_checkpoints, undi
     require_same(tmp_path, undisturbed)
 
 
+def test_a_run_goes_on_unheard(tmp_path, two_checkpoints, undisturbed):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run/checkpoints/3/SHA256SUMS").unlink()
+    process = start(tmp_path, checkpoint_every=60.0)
+    assert process.stderr is not None
+    process.stderr.close()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    require_same(tmp_path, undisturbed)
+
+
 def test_all_checkpoints_damaged(tmp_path, two_checkpoints, monkeypatch, capsys):
     shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
     for file in (tmp_path / "run/checkpoints").rglob("*"):
@@ -460,6 +509,25 @@ def test_the_workdir_is_deleted_under_the_run(tmp_path, monkeypatch, capsys):
         assert not config.workdir.exists()
 
 
+def test_the_events_are_deleted_under_the_run(tmp_path, monkeypatch, capsys):
+    from vae_jax.events import Events
+
+    config = options(tmp_path, tensorboard=True)
+    add = Events.add
+
+    def lose(*args):
+        shutil.rmtree(config.workdir / "tensorboard")
+        add(*args)
+
+    monkeypatch.setattr(Events, "add", lose)
+    code, _, error = command(monkeypatch, capsys, config)
+    assert code == 1
+    assert error.startswith(f"error: {config.workdir}/tensorboard/events.out.tfevents.")
+    assert "No such file or directory" in error and error.count("\n") == 1
+    monkeypatch.setattr(Events, "add", add)
+    fit(config)
+
+
 def test_another_run_in_the_place_of_a_deleted_workdir(tmp_path, monkeypatch, capsys):
     for method in ("vae_jax.log.RunLog.add", "vae_jax.checkpoint.Checkpoints.save"):
         config = options(tmp_path / method)
@@ -498,7 +566,7 @@ def test_parameters_that_are_not_finite_are_not_kept(tmp_path, mnist):
         step=progress.state.step + 1, params=jax.tree.map(lambda leaf: leaf * np.float32(np.nan), progress.state.params)
     )
     checkpoints = Checkpoints(config, 600, 784, few(mnist).checksum())
-    with pytest.raises(NonFiniteLossError, match="step 16 has made parameters that are not finite"):
+    with pytest.raises(NonFiniteLossError, match="epoch 3: step 16 has made parameters that are not finite"):
         checkpoints.save(progress)
     assert numbers(tmp_path) == [14, 15]
 
@@ -654,6 +722,14 @@ def test_a_signal_while_starting(stop, tmp_path):
     assert error == f"to go on: {options(tmp_path).command}\ninterrupted\n"
 
 
+def test_a_signal_after_the_end(tmp_path):
+    script = f"import atexit, signal\natexit.register(signal.raise_signal, signal.SIGTERM)\n{SCRIPT}"
+    words = options(tmp_path).command.split()[3:]
+    result = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert (tmp_path / "vae.pth").exists()
+    assert (result.returncode, result.stderr) == (143, f"to go on: {options(tmp_path).command}\ninterrupted\n")
+
+
 @pytest.mark.parametrize("library", ["jaxlib", "_tensorstore"])
 def test_a_signal_in_the_middle_of_an_import(library, tmp_path):
     # An exception there would be lost in the library's initialization, or break it.
@@ -665,6 +741,12 @@ def test_a_signal_in_the_middle_of_an_import(library, tmp_path):
     assert process.returncode == 130
     begun = library != "jaxlib"
     assert error == f"to go on: {options(tmp_path, overwrite=not begun).command}\ninterrupted\n"
+
+
+def test_a_signal_outlives_what_it_waited_for():
+    with pytest.raises(KeyboardInterrupt), signals.deferred():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError
 
 
 def test_a_second_signal_does_what_it_did_before():
@@ -697,9 +779,17 @@ def test_a_terminal_that_has_gone(tmp_path, undisturbed):
     assert (tmp_path / "run/model.pth").read_bytes() == (undisturbed / "run/model.pth").read_bytes()
 
 
+def test_a_path_that_the_terminal_cannot_show(tmp_path):
+    folder = tmp_path / "Größe"
+    words = [sys.executable, "-c", SCRIPT, *shlex.split(options(folder).command)[3:]]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1].startswith(f"saved {tmp_path}/Gr\\xf6\\xdfe/vae.pth; ")
+
+
 def test_closed_streams(tmp_path, undisturbed):
     words = [sys.executable, "-c", SCRIPT, *options(tmp_path).command.split()[3:]]
-    subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words], check=True)
+    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], check=True)
     assert (tmp_path / "run/model.pth").read_bytes() == (undisturbed / "run/model.pth").read_bytes()
 
 

@@ -65,7 +65,7 @@ def test_a_diverging_run_stops_without_export(tmp_path):
         epochs=1, hidden_dim=4, latent_dim=2, batch_size=20_000, learning_rate=1e30, workdir=tmp_path / "run",
         export=tmp_path / "vae.pth",
     )  # fmt: skip
-    with pytest.raises(NonFiniteLossError, match="epoch 1: the training loss is nan"):
+    with pytest.raises(NonFiniteLossError, match="epoch 1, after its last step: the training loss is nan"):
         fit(config)
     assert not (tmp_path / "vae.pth").exists()
 

@@ -172,3 +172,9 @@ def test_stretches_cover_an_epoch(steps, step_flops):
     assert len({len(stretch) for stretch in stretches}) <= 2
     if steps == 469:
         assert {len(stretch) for stretch in stretches} == {67}  # 7 times 67: one program to compile
+
+
+def test_small_batches_of_large_models_have_short_stretches():
+    # Adam, not the products, is what such a step costs.
+    assert train.STRETCH_FLOPS / train.step_flops(1, 3_200_000) < 200
+    assert train.STRETCH_FLOPS / train.step_flops(128, 652_824) > 67

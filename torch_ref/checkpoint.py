@@ -8,10 +8,12 @@ import torch
 
 from torch_ref import convert
 from torch_ref.convert import Params, StateDict, WeightsError
-from vae_jax.config import FLOAT32_MAX, INT32_MAX
+from vae_jax.config import FLOAT32_MAX
 
 # Where a checkpoint's dict keeps the optimizer.
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state", "optimizer_state_dict")
+# They are counted in an int32, which has to leave room for further ones.
+MOST_STEPS = 10**9
 # What `vae_jax.optimizer.adam` computes: with any of these otherwise, it would go on differently.
 SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
 # What else torch.optim.Adam and AdamW, or a schedule, store of a group; it changes no step.
@@ -134,8 +136,8 @@ def _learning_rate(groups: list[Any], parameters: list[str]) -> float:
 def _count(step: Any, where: str) -> int:
     """Steps taken."""
     step = _number(step)
-    if type(step) not in (int, float) or not 0 <= step <= INT32_MAX or step != int(step):
-        raise WeightsError(f"{where} is {_shown(step)}; expected a whole number from 0 to {INT32_MAX}")
+    if type(step) not in (int, float) or not 0 <= step <= MOST_STEPS or step != int(step):
+        raise WeightsError(f"{where} is {_shown(step)}; expected a whole number from 0 to {MOST_STEPS}")
     return int(step)
 
 

@@ -24,6 +24,7 @@ from torch_ref.pth import WeightsError
 from vae_jax import cli
 from vae_jax.config import memory, reason, require_writable
 from vae_jax.files import replacing
+from vae_jax.log import say
 
 Params = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 StateDict = dict[str, torch.Tensor]
@@ -304,7 +305,7 @@ def convert(config: ConvertConfig) -> None:
     require_writable("OUT.pth", config.target)
     save(to_state_dict(to_params(state_dict), config.layout), config.target)
     hidden_dim, latent_dim, pixels = sizes(state_dict)
-    print(f"saved {config.target}: {pixels}-{hidden_dim}-{latent_dim}, layout {config.layout}")
+    say(f"saved {config.target}: {pixels}-{hidden_dim}-{latent_dim}, layout {config.layout}")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,6 @@ def _fit(config: TorchTrainConfig, dataset: ImageSet) -> tuple[VAE, list[EpochMe
     convert.save(state_dict, config.export)
     say(f"saved {config.export}")
     draw()
-    log.close()
     return model, history
 
 

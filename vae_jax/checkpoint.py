@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import steps
-from vae_jax.config import CHECKPOINTS, InputError, NonFiniteLossError, TrainConfig, reason
+from vae_jax.config import CHECKPOINTS, NUMBER, InputError, NonFiniteLossError, TrainConfig, checkpoint_steps, reason
 from vae_jax.files import flush, replacing
-from vae_jax.log import EpochMetrics, locked, require_locked
+from vae_jax.log import STDERR, EpochMetrics, locked, require_locked, unheard
 
 # Checkpoints that are kept beside the one with the lowest test loss.
 NEWEST = 2
@@ -113,6 +113,7 @@ class Checkpoints:
         self._locked = locked(config.workdir)
         self._newest: int | None = None  # of those known to be whole
         self._last = time.monotonic()
+        self._sweep()
 
     def newest(self) -> Progress | None:
         """Reads the newest checkpoint that is whole; damaged ones are passed over, saying which and why.
@@ -124,12 +125,12 @@ class Checkpoints:
           InputError: All of them are damaged, or they are those of a run with other options or images.
           OSError: One cannot be read, damaged or not.
         """
-        self._sweep()
         for number in reversed(self._numbers()):
             try:
                 arrays, notes = self._read(number)
             except _DamagedError as damage:
-                print(f"warning: {self._shown / str(number)}: is damaged ({damage}); passed over", file=sys.stderr)
+                with unheard(STDERR):
+                    print(f"warning: {self._shown / str(number)}: is damaged ({damage}); passed over", file=sys.stderr)
                 continue
             self._config.require_same_run(notes["config"])
             if notes["checksum"] != self._checksum:
@@ -170,7 +171,8 @@ class Checkpoints:
         )
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
             raise NonFiniteLossError(
-                f"step {number:,} has made parameters that are not finite; no checkpoint of them is kept;"
+                f"epoch {len(progress.history) + bool(progress.bce)}: step {number:,} has made parameters that are not"
+                " finite; no checkpoint of them is kept;"
                 " try a lower --learning-rate or --beta"
             )
         notes = {
@@ -194,8 +196,10 @@ class Checkpoints:
                 checkpointer.save(part, orbax.args.Composite(**items))
             with replacing(part / SUMS) as sums:
                 sums.write_text(_sums(part))
-            flush(part)  # before an older one is deleted: a power cut may not take both
+            # Before an older one is deleted: a power cut may not take both.
+            flush(part, *part.rglob("*"))
             part.rename(self._folder / str(number))
+            flush(self._folder)
             self._newest = number
             for old in self._numbers():
                 if old not in self._kept(progress.history):
@@ -223,9 +227,7 @@ class Checkpoints:
 
     def _numbers(self) -> list[int]:
         """The steps of the checkpoints that are there, oldest first."""
-        if not self._folder.exists():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        return checkpoint_steps(self._folder)
 
     def _kept(self, history: list[EpochMetrics]) -> set[int]:
         numbers = self._numbers()
@@ -241,13 +243,14 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Removes what a process that was killed was writing or deleting."""
-        for path in (*self._folder.glob("[0-9]*.part*"), *self._folder.glob("[0-9]*.deleted")):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self._folder.glob("[0-9]*.*"):
+            if re.fullmatch(rf"({NUMBER})\.(deleted|part(\.orbax-checkpoint-tmp.*)?)", path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _sums(folder: Path) -> str:
-    """A line for each file in a checkpoint: its digest, and its path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder) != Path(SUMS))
+    """A line for each file in a checkpoint: its digest, and its path. Hidden files are a file manager's, not ours."""
+    files = sorted(path for path in folder.rglob("[!.]*") if path.is_file() and path.relative_to(folder) != Path(SUMS))
     lines = []
     for path in files:
         with path.open("rb") as file:

@@ -15,6 +15,7 @@ import tyro
 
 from vae_jax import signals
 from vae_jax.config import InputError, NonFiniteLossError
+from vae_jax.log import STDERR, unheard
 
 Config = TypeVar("Config")
 
@@ -29,12 +30,10 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     # half a second, and once more at the exit a whole one.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
-    # A shell or a service may have closed them, but libraries write to them unasked.
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    _require_streams()
+    signals.end_at_once()
     try:
-        with signals.ending():
-            command(parse(config_type, prog))
+        command(parse(config_type, prog))
     except InputError as error:
         _say(error)
         sys.exit(2)
@@ -52,7 +51,23 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
 def _say(error: Exception | str) -> None:
     """One line, whatever names and values stand in it."""
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
-    print(f"error: {text}", file=sys.stderr)
+    with unheard(STDERR):
+        print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def _require_streams() -> None:
+    """Sees to it that libraries, which write to standard output and error unasked, and our lines can."""
+    # A shell or a service may have closed them, and files of ours would take their numbers.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    # A path may have characters that the terminal has not.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def parse(config_type: type[Config], prog: str) -> Config:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -22,9 +23,11 @@ INT32_MAX = 2**31 - 1
 # What a run leaves in its workdir.
 RUN_FILES = ("config.json", "metrics.jsonl", "model.pth")
 PICTURES = ("reconstructions.png", "samples.png", "curves.png")
-EVENTS = "tensorboard"
+EVENTS, EVENT_FILES = "tensorboard", "events.out.tfevents.*"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+# Of steps, as it names a checkpoint.
+NUMBER = "0|[1-9][0-9]*"
 # The options that decide which model a run makes, epoch by epoch: a run is continued with the same ones only.
 MODEL_OPTIONS = (
     "data", "binarize", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "beta", "seed", "matmul_precision",
@@ -109,6 +112,10 @@ class RunConfig:
         self._require("binarize", self.binarize in get_args(Binarize), f"one of {', '.join(get_args(Binarize))}")
         self._require("max_data_gb", self.max_data_gb is None or self.max_data_gb > 0, "a number above 0")
         require_writable("--export", self.export, *self.inputs)
+        try:
+            str(self.workdir.resolve()).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"--workdir {self.workdir}: is no UTF-8, as Orbax wants it; name another folder") from None
         # A run's own file stands for the folder: the folder itself may be missing still.
         for name in (*RUN_FILES, *PICTURES):
             require_writable("--workdir", self.workdir / name, *self.inputs)
@@ -130,16 +137,16 @@ class RunConfig:
     @property
     def has_checkpoints(self) -> bool:
         """Whether `workdir` holds a run that can be continued."""
-        folder = self.workdir / CHECKPOINTS
-        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+        return bool(checkpoint_steps(self.workdir / CHECKPOINTS))
 
     def check_run(self) -> None:
-        """Checks that `workdir` holds no run.
+        """Checks that `workdir` holds no run, nor anything else that one would replace.
 
         Raises:
           InputError: It does.
         """
-        for name in (*RUN_FILES, *([CHECKPOINTS] if self.has_checkpoints else [])):
+        events = (path.relative_to(self.workdir) for path in (self.workdir / EVENTS).glob(EVENT_FILES))
+        for name in (*RUN_FILES, *PICTURES, *events, *([CHECKPOINTS] if self.has_checkpoints else [])):
             if (self.workdir / name).exists():
                 raise InputError(
                     f"--workdir {self.workdir}: holds a run already ({name});"
@@ -253,6 +260,13 @@ class TrainConfig(RunConfig):
                 f"{where} with other options: {'; '.join(changed)}; give the old ones to go on with it,"
                 " add --overwrite to replace it, or name another folder"
             )
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The numbers of steps that the checkpoints in a folder are named after, lowest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(NUMBER, path.name) and path.is_dir())
 
 
 def reason(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from vae_jax import cli
 from vae_jax.config import INT32_MAX, Binarize, InputError, require_writable
 from vae_jax.data import load
 from vae_jax.files import replacing
+from vae_jax.log import say
 from vae_jax.trained import read, require_pixels
 
 if TYPE_CHECKING:
@@ -161,23 +162,22 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         batch_size=config.batch_size,
         binarize=rule,
     )
-    print(
+    say(
         f"{config.model}: {trained.pixels}-{trained.hidden_dim}-{trained.latent_dim};"
-        f" {evaluation.images:,} {config.split} images of {data}, binarize {rule}\n" + table(evaluation),
-        flush=True,
+        f" {evaluation.images:,} {config.split} images of {data}, binarize {rule}\n" + table(evaluation)
     )
     if dataset.pixels(rule) == "grey":
-        print(
+        say(
             "grey pixels: these Bernoulli figures bound a cross entropy; none is a log-likelihood of the images"
             " (--binarize makes them black or white)"
         )
     if trained.options.get("beta", 1) != 1:
-        print(f"the run was trained with beta {trained.options['beta']}; here the loss is bce + kld")
+        say(f"the run was trained with beta {trained.options['beta']}; here the loss is bce + kld")
     if config.json is not None:
         config.json.resolve().parent.mkdir(parents=True, exist_ok=True)
         with replacing(config.json) as part:
             part.write_text(evaluation.to_json() + "\n")
-        print(f"saved {config.json}")
+        say(f"saved {config.json}")
     return evaluation
 
 

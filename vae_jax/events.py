@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import socket
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (protobuf's)
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.plugins.hparams import summary_v2 as hparams
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vae_jax.config import RunConfig
 from vae_jax.data import Pixels
@@ -31,7 +32,10 @@ class Events:
     """
 
     def __init__(self, folder: Path, config: RunConfig, pixels: Pixels, epoch: int):
-        self._writer = EventFileWriter(str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads them in the order of their names.
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._add(Event(file_version="brain.Event:2"))
         # What a run that died has written of this epoch and later ones is no longer shown.
         self._add(Event(step=epoch, session_log=SessionLog(status=SessionLog.START)))
         options = {
@@ -57,14 +61,14 @@ class Events:
         )
         self._write(Summary(value=[Summary.Value(tag=name, image=image)]), epoch)
 
-    def close(self) -> None:
-        """Ends the file."""
-        self._writer.close()
-
     def _write(self, summary: Summary, epoch: int = 0) -> None:
         self._add(Event(step=epoch, summary=summary))
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._writer.add_event(event)
-        self._writer.flush()
+        try:
+            # Not by EventFileWriter, whose thread would fail where nobody is told.
+            with self._path.open("ab") as file:
+                RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None

@@ -16,30 +16,32 @@ from vae_jax.config import reason
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write, which takes the place of `path` once it is whole and on the disk.
 
+    What an earlier process has left of `path` is removed.
+
     Raises:
       OSError: It cannot be written, with `path` as its filename; a file that stood there is still whole.
     """
     # Through links; in the same folder, as only there renaming is one step.
     target = path.resolve()
     prefix = f"{_prefix(target)}{os.getpid()}-"
+    sweep(target)
     try:
         with signals.deferred(), tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
             part = Path(folder) / target.name
             yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(part)
             part.replace(target)
     except OSError as error:
         raise OSError(error.errno, error.strerror or reason(error), str(path)) from None
 
 
-def flush(folder: Path) -> None:
-    """Waits until a folder and all that is in it are on the disk.
+def flush(*paths: Path) -> None:
+    """Waits until files and the lists of folders are on the disk.
 
     Raises:
       OSError: The disk is full, say.
     """
-    for path in (*folder.rglob("*"), folder):
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -52,7 +54,8 @@ def sweep(path: Path) -> None:
     target = path.resolve()
     for left in target.parent.glob(glob.escape(_prefix(target)) + "*"):
         writer = left.name.removeprefix(_prefix(target)).partition("-")[0]
-        if not (writer.isdecimal() and _is_alive(int(writer))):
+        # Ours was another process's before: in a container, every one is number 1.
+        if not writer.isdecimal() or int(writer) == os.getpid() or not _is_alive(int(writer)):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ import tyro
 from vae_jax import cli, pictures
 from vae_jax.config import Binarize, InputError, require_writable
 from vae_jax.data import BUNDLED, load
+from vae_jax.log import say
 from vae_jax.pictures import LatentPath, Picture
 from vae_jax.trained import Trained, read, require_pixels
 
@@ -166,7 +167,7 @@ def generate(config: GenerateConfig) -> Picture:
         made = np.isfinite(picture.z[..., :1])
         picture = picture._replace(images=np.where(made, drawn, picture.images).astype(np.float32))
     pictures.save(picture, image_shape, config.out)
-    print(f"saved {config.out}", flush=True)
+    say(f"saved {config.out}")
     return picture
 
 

@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vae_jax.config import CHECKPOINTS, EVENTS, LOCK, PICTURES, RUN_FILES, InputError, NonFiniteLossError, RunConfig
+from vae_jax.config import (
+    CHECKPOINTS,
+    EVENT_FILES,
+    EVENTS,
+    LOCK,
+    PICTURES,
+    RUN_FILES,
+    InputError,
+    NonFiniteLossError,
+    RunConfig,
+    checkpoint_steps,
+)
 from vae_jax.data import Pixels
 from vae_jax.files import replacing, sweep
 
@@ -137,13 +147,13 @@ class RunLog:
         for path in (config.export, *(workdir / name for name in (*RUN_FILES, *PICTURES))):
             sweep(path)
         if history is None:
-            # First the checkpoints: none may ever stand next to the options of another run.
-            for old in (workdir / CHECKPOINTS).glob("[0-9]*"):
-                if re.fullmatch(r"\d+(\.part.*|\.deleted)?", old.name) and old.is_dir():  # others are the user's own
-                    shutil.rmtree(old)
+            # First the checkpoints: none may ever stand next to the options of another run. What else is there is the
+            # user's own.
+            for number in checkpoint_steps(workdir / CHECKPOINTS):
+                shutil.rmtree(workdir / CHECKPOINTS / str(number))
             for name in ("model.pth", *PICTURES):
                 (workdir / name).unlink(missing_ok=True)
-            for old in (workdir / EVENTS).glob("events.out.tfevents.*"):
+            for old in (workdir / EVENTS).glob(EVENT_FILES):
                 old.unlink()
         described = dataclasses.asdict(config) | {"image_shape": image_shape, "pixels": pixels}
         with replacing(workdir / "config.json") as part:
@@ -163,8 +173,8 @@ class RunLog:
         """
         if not math.isfinite(metrics.train_loss + metrics.test_loss):
             raise NonFiniteLossError(
-                f"epoch {metrics.epoch}: the training loss is {metrics.train_loss}, the test loss {metrics.test_loss};"
-                " nothing exported; try a lower --learning-rate or --beta"
+                f"epoch {metrics.epoch}, after its last step: the training loss is {metrics.train_loss},"
+                f" the test loss {metrics.test_loss}; nothing exported; try a lower --learning-rate or --beta"
             )
         self._history.append(metrics)
         self._write_metrics()
@@ -207,8 +217,3 @@ class RunLog:
             plots.save(rgb, self._config.workdir / name)
             if self._events:
                 self._events.draw(name.removesuffix(".png"), rgb, self._history[-1].epoch)
-
-    def close(self) -> None:
-        """Ends the event file."""
-        if self._events:
-            self._events.close()

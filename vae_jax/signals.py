@@ -56,10 +56,13 @@ def noted() -> Iterator[Request]:
 @contextmanager
 def deferred() -> Iterator[None]:
     """Within the block, which should be short, the first SIGINT or SIGTERM waits for its end."""
-    with noted() as stop:
-        yield
-    if stop.signum is not None:
-        signal.raise_signal(stop.signum)
+    stop = Request()
+    try:
+        with noted() as stop:
+            yield
+    finally:
+        if stop.signum is not None:
+            signal.raise_signal(stop.signum)
 
 
 @contextmanager
@@ -73,15 +76,14 @@ def raised() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def ending() -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM end the process at once.
+def end_at_once() -> None:
+    """From now on, SIGINT and SIGTERM end the process at once.
 
     No exception is raised: in the middle of an import it may be lost, or crash a library that is being loaded. What is
     on the disk is whole at every moment, as it must be for kill -9.
     """
-    with _handled_by(lambda signum, _: end(signum)):
-        yield
+    for signum in STOPS:
+        signal.signal(signum, lambda signum, _: end(signum))
 
 
 def end(signum: int) -> NoReturn:
@@ -89,7 +91,7 @@ def end(signum: int) -> NoReturn:
     with contextlib.suppress(Exception):  # a line may be half printed, and nobody may be reading any more
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        os.write(2, f"{advice}\ninterrupted\n".lstrip().encode())
+        os.write(2, f"{advice}\ninterrupted\n".lstrip().encode(errors="surrogateescape"))
     # At once: libraries may still be at work in threads that must not see the interpreter go.
     os._exit(128 + signum)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vae_jax import npz
 from vae_jax.config import DataError
-from vae_jax.files import replacing, sweep
+from vae_jax.files import replacing
 
 SPEC = re.compile(r"tfds:(?P<name>[a-z]\w*)(?:/(?P<config>\w[\w.+-]*))?(?::(?P<version>\d+\.\d+\.\d+))?")
 # Rises with every change of what the cache holds.
@@ -128,7 +128,6 @@ def _read_cache(folder: Path, max_bytes: int) -> dict[str, np.ndarray] | None:
 def _write_cache(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     path = _cache_path(folder)
     try:
-        sweep(path)
         with replacing(path) as part:
             np.savez(part, **arrays)  # pyright: ignore[reportArgumentType]
             for old in folder.glob("vae_jax-*.npz"):

@@ -208,7 +208,6 @@ def _complete(config: TrainConfig, dataset: Dataset, progress: Progress, checkpo
     # After the model: nothing that goes wrong with them may cost it.
     if not all((config.workdir / name).exists() for name in PICTURES):
         draw()
-    log.close()
 
 
 def _train(
@@ -232,7 +231,7 @@ def _train(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(progress.state.params))
 
     test_batches = steps.split_batches(jnp.arange(len(test_images)), batch_size)
-    stretches = stretch_steps(math.ceil(count / batch_size), 6 * batch_size * parameters)
+    stretches = stretch_steps(math.ceil(count / batch_size), step_flops(batch_size, parameters))
     # Of the first epoch, a checkpoint may have some steps behind it.
     done = len(progress.bce)
     rest = [range(max(stretch.start, done), stretch.stop) for stretch in stretches if stretch.stop > done]
@@ -298,6 +297,16 @@ def _train(
             if is_last or stop.signum is not None or checkpoints.due(ahead=seconds):
                 checkpoints.save(progress)
             stop.obey()
+    stop.obey()  # one that came since the last look
+
+
+def step_flops(batch_size: int, parameters: int) -> int:
+    """About what a step costs, in floating-point operations at the rate of large matrix products.
+
+    Three products of two operations; Adam, which is bound by memory, as much as 16 images; calling the programs of a
+    step at all, as much as 2 million operations.
+    """
+    return 6 * (batch_size + 16) * parameters + 2_000_000
 
 
 def stretch_steps(steps: int, step_flops: int) -> list[range]:
