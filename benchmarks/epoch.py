@@ -30,7 +30,7 @@ CONTENDERS = {
 def run(quick: bool, gpu: bool) -> Report:
     """Times every contender and the floor in turn."""
     setting = Setting(images=6400 if quick else 60000)
-    rounds = 2 if quick else 8
+    rounds = 2 if quick else 6
     contenders = {name: place for name, place in CONTENDERS.items() if gpu or name != ON_DEVICE}
     measured = take_turns(contenders | floor.LIBRARIES, setting, rounds)
     trainers, libraries = measured[: len(contenders)], measured[len(contenders) :]

@@ -16,7 +16,7 @@ from benchmarks.report import Check, Report, at_least, at_most
 from benchmarks.turns import isolated
 
 OURS, PEER, BARE = "vae_jax.train", "torch_ref.train", "benchmarks.start"
-ROUNDS = 3
+ROUNDS, BEGINNINGS = 3, 3
 
 
 def run(quick: bool, gpu: bool) -> Report:
@@ -34,14 +34,17 @@ def run(quick: bool, gpu: bool) -> Report:
         (found for found in runs if found["command"] == OURS),
         key=lambda found: abs(found["whole s"] - median(OURS, "whole s")),
     )
-    begun = min((isolated("benchmarks.start:beginning") for _ in range(3)), key=lambda phases: sum(phases.values()))
+    begun = min(
+        (isolated("benchmarks.start:beginning") for _ in range(1 if quick else BEGINNINGS)),
+        key=lambda phases: sum(phases.values()),
+    )
     # Training is the same with and without; its swings, many times the difference, are left out.
     cost = median(OURS, "outside epochs s") - median(BARE, "outside epochs s")
     return Report(
         "start",
         f"Whole processes as a user types them, `python -m ... --epochs {epochs}`, nothing kept from an earlier one."
         f" {BARE} is {OURS} without checkpoints, and without importing what writes them. The phases are those of the"
-        " run in the middle; the parts until the first line are timed in other cold processes (the fastest of three).",
+        " run in the middle; the parts until the first line are timed in other cold processes (the fastest counts).",
         {"epochs": epochs, "rounds": rounds},
         {
             "Commands": [{key: value for key, value in found.items() if key != "lines s"} for found in runs],
