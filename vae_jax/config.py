@@ -112,13 +112,13 @@ class RunConfig:
         self._require("binarize", self.binarize in get_args(Binarize), f"one of {', '.join(get_args(Binarize))}")
         self._require("max_data_gb", self.max_data_gb is None or self.max_data_gb > 0, "a number above 0")
         require_writable("--export", self.export, *self.inputs)
+        # A run's own file stands for the folder: the folder itself may be missing still.
+        for name in (*RUN_FILES, *PICTURES):
+            require_writable("--workdir", self.workdir / name, *self.inputs)
         try:
             str(self.workdir.resolve()).encode()
         except UnicodeEncodeError:
             raise InputError(f"--workdir {self.workdir}: is no UTF-8, as Orbax wants it; name another folder") from None
-        # A run's own file stands for the folder: the folder itself may be missing still.
-        for name in (*RUN_FILES, *PICTURES):
-            require_writable("--workdir", self.workdir / name, *self.inputs)
         for name in (EVENTS, CHECKPOINTS):
             if (self.workdir / name).exists() and not (self.workdir / name).is_dir():
                 raise InputError(f"--workdir {self.workdir}: {name} in it is not a folder; name another folder")
