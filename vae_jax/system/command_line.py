@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import tyro
 
-from vae_jax import signals
-from vae_jax.config import InputError, NonFiniteLossError
-from vae_jax.log import STDERR, unheard
+from vae_jax.system import signals
+from vae_jax.system.console import warn
+from vae_jax.system.errors import InputError, NonFiniteLossError
 
 Config = TypeVar("Config")
 
@@ -23,41 +23,36 @@ Config = TypeVar("Config")
 def run(command: Callable[[Config], object], config_type: type[Config], prog: str) -> None:
     """Runs `command` with the options that the user typed.
 
-    Exits with one line on standard error and code 2 where they cannot be used, 1 where training diverges or the machine
-    gives out on the way (a full disk, say), 130 after Ctrl-C and 143 after SIGTERM.
+    Exits with one line on standard error and code 2 where an option or file cannot be used, 1 where training diverges
+    or the machine fails (a full disk, for example), 130 after Ctrl-C and 143 after SIGTERM.
     """
-    # Imports and tracing make a million objects that stay: looking for cycles among them again and again would take
-    # half a second, and once more at the exit a whole one.
+    # Imports and tracing make a million objects that stay. Looking for cycles among them again and again would take
+    # half a second, and a whole second once more at the exit.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
-    _require_streams()
-    signals.end_at_once()
+    _open_missing_streams()
+    signals.end_on_signal()
     try:
-        command(parse(config_type, prog))
+        config = parse(config_type, prog)
+        signals.end_on_signal(getattr(config, "advice", ""))
+        command(config)
     except InputError as error:
-        _say(error)
+        warn(f"error: {error}")
         sys.exit(2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}; mend that and give the command again")
+        warn(f"error: {where}{error.strerror or error}; fix this and rerun the command")
         sys.exit(1)
     except NonFiniteLossError as error:
-        _say(error)
+        warn(f"error: {error}")
         sys.exit(1)
     except signals.Interrupted as stop:
-        signals.end(stop.signum)
+        signals.end(stop.signum, stop.advice)
 
 
-def _say(error: Exception | str) -> None:
-    """One line, whatever names and values stand in it."""
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
-    with unheard(STDERR):
-        print(f"error: {text}", file=sys.stderr, flush=True)
-
-
-def _require_streams() -> None:
-    """Sees to it that libraries, which write to standard output and error unasked, and our lines can."""
-    # A shell or a service may have closed them, and files of ours would take their numbers.
+def _open_missing_streams() -> None:
+    """Makes sure that writing to standard output and error, as libraries do unasked, works."""
+    # A shell or a service may have closed them; the next file that we open would get their number.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -65,7 +60,7 @@ def _require_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
-    # A path may have characters that the terminal has not.
+    # A path may have characters that the terminal's encoding lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -74,10 +69,10 @@ def parse(config_type: type[Config], prog: str) -> Config:
     """Reads the command line into a dataclass.
 
     Raises:
-      InputError: An option is unknown, lacks its value, or has one of the wrong type.
+      InputError: An option is unknown, lacks its value, or has a value of the wrong type.
       SystemExit: With code 0, after printing `--help`.
     """
-    # tyro draws its refusals as a box; its text is kept, as one line.
+    # tyro prints its refusals in a box; we keep the text, as one line.
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):

@@ -10,8 +10,8 @@ from typing import cast
 
 import numpy as np
 
-from vae_jax.config import DataError, reason
-from vae_jax.idx import MAX_DEFLATE_RATIO, read_into, require_size
+from vae_jax.system.errors import DataError, reason
+from vae_jax.data.idx import MAX_DEFLATE_RATIO, read_into, require_size
 
 # The names of the arrays: ours, and those of Keras' mnist.npz.
 KEYS = {

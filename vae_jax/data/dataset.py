@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
-from vae_jax import idx, npz, tfds
-from vae_jax.config import Binarize, DataError, memory
+from vae_jax.data import idx, npz, tfds
+from vae_jax.config import Binarize
+from vae_jax.system.errors import DataError
+from vae_jax.system.memory import memory
 
 BUNDLED = Path(__file__).parent / "mnist.npz"
 # A set without a test split gives up one image in seven, as many as MNIST's 10,000 of 70,000.

@@ -28,8 +28,9 @@ from PIL import Image
 from tensorflow_datasets.core.download import checksums, download_manager, downloader
 from tqdm import tqdm
 
-from vae_jax import idx, signals
-from vae_jax.config import DataError, reason
+from vae_jax.data import idx
+from vae_jax.system import signals
+from vae_jax.system.errors import DataError, reason
 
 # Seconds until a connection must stand, and of silence before it counts as broken.
 TIMEOUT = (5, 30)
@@ -94,7 +95,7 @@ def prepare(spec: str, builder: Any) -> Path:
     before = _partial_downloads(downloads)
     try:
         # TFDS's lines on standard output would repeat what its progress bars say.
-        with signals.raised(), _quiet(), _impatient(spec), contextlib.redirect_stdout(io.StringIO()):
+        with signals.raise_on_signal(), _quiet(), _impatient(spec), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(force_checksums_validation=True),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_jax import npz
-from vae_jax.config import DataError
-from vae_jax.files import replacing
+from vae_jax.data import npz
+from vae_jax.system.errors import DataError
+from vae_jax.system.files import replacing
 
 SPEC = re.compile(r"tfds:(?P<name>[a-z]\w*)(?:/(?P<config>\w[\w.+-]*))?(?::(?P<version>\d+\.\d+\.\d+))?")
 # Rises with every change of what the cache holds.
@@ -50,7 +50,7 @@ def load(spec: str, data_dir: Path | None, max_bytes: int) -> dict[str, np.ndarr
     arrays = folder and _read_cache(folder, max_bytes)
     if arrays:
         return arrays
-    from vae_jax import tfds_source
+    from vae_jax.data import tfds_source
 
     # What cannot be prepared is refused here, with nothing written.
     builder = None if folder else tfds_source.find_builder(spec, root, **match.groupdict())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_jax.config import DataError, reason
+from vae_jax.system.errors import DataError, reason
 
 # The parts of a set, by the beginning of their file's name.
 STEMS = {

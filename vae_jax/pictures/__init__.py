@@ -1,0 +1,1 @@
+"""Pictures of what a model makes and of how a run went."""

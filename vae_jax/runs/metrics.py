@@ -1,0 +1,33 @@
+"""The averages of an epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from vae_jax.data.dataset import Pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochMetrics:
+    """Averages over an epoch, in nats per image; a line of metrics.jsonl."""
+
+    epoch: int
+    train_loss: float
+    train_bce: float
+    train_kld: float
+    test_loss: float
+    test_bce: float
+    test_kld: float
+    seconds: float  # of training, without evaluation and compilation
+    pixels: Pixels  # what the cross entropy is taken of: losses on grey and on binary pixels cannot be compared
+
+
+def average(bce: Sequence[float], kld: Sequence[float], images: int, beta: float) -> tuple[float, float, float]:
+    """loss, bce and kld per image, from sums over batches.
+
+    They are added in float64, in which loss = bce + beta * kld holds to the last printed digit.
+    """
+    bce_mean, kld_mean = math.fsum(bce) / images, math.fsum(kld) / images
+    return bce_mean + beta * kld_mean, bce_mean, kld_mean

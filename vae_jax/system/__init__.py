@@ -1,0 +1,1 @@
+"""What every command stands on: errors, files, signals, the console, the command line, memory."""

@@ -1,0 +1,42 @@
+"""Lines for people, on standard output and standard error."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+
+STDOUT, STDERR = 1, 2
+
+
+def say(line: str) -> None:
+    """Prints a line at once."""
+    with tolerate_closed_output(STDOUT):
+        print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    """Prints a line on standard error at once; control characters in names and values are escaped."""
+    with tolerate_closed_output(STDERR):
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with every character that is not printable escaped, so that it stays one line."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+@contextlib.contextmanager
+def tolerate_closed_output(descriptor: int) -> Iterator[None]:
+    """Within the block, a closed pipe or terminal is no error: a run goes on when nobody reads its output."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Send what is still buffered nowhere, or the interpreter would try to write it again at its exit.
+        # Standard output and standard error may be the same pipe.
+        closed, nowhere = os.fstat(descriptor), os.open(os.devnull, os.O_WRONLY)
+        for other in (STDOUT, STDERR):
+            if os.path.samestat(os.fstat(other), closed):
+                os.dup2(nowhere, other)

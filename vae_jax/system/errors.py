@@ -1,0 +1,22 @@
+"""The errors that a caller can meet. Each message is one line: where, what was found, what was expected, what to try."""
+
+
+class InputError(ValueError):
+    """An option or a file that the caller gave cannot be used. Commands print the line and exit with code 2."""
+
+
+class DataError(InputError):
+    """An image set cannot be read or used."""
+
+
+class WeightsError(InputError):
+    """A state dict, a parameter tree or a weights file does not hold this model."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training has diverged: the loss is no longer a finite number. Commands exit with code 1."""
+
+
+def reason(error: BaseException) -> str:
+    """A library's error message, shortened to fit into one of ours."""
+    return " ".join((str(error) or type(error).__name__).split())[:150]
