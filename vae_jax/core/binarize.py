@@ -1,4 +1,4 @@
-"""Binary pixels out of grey ones. Images stay bytes or floats, with pixels of 0 and 255, or 0 and 1."""
+"""Makes grey images black and white: bytes become 0 and 255, floats become 0 and 1."""
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,18 @@ from vae_jax.config import Binarize
 def binarize(
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"], rule: Binarize, key: Key[Array, ""]
 ) -> UInt8[Array, "images pixels"] | Float[Array, "images pixels"]:
-    """Makes a whole set binary, once.
+    """Makes a whole image set black and white, once.
 
     Args:
       images: Bytes, or pixels in [0, 1].
-      rule: `threshold`: on where a pixel is above 0.5; `static` or `dynamic`: one Bernoulli draw with the pixel as its
-        probability (to evaluate under `dynamic`, which draws anew for every batch of training, see `draw`); `none`: the
-        images as they are.
+      rule: `threshold`: white where a pixel is above 0.5; `static` and `dynamic`: a Bernoulli draw with the pixel as
+        its probability (under `dynamic` this is for evaluation; training draws anew for each batch); `none`: the images
+        unchanged.
       key: For the draw.
 
     References:
       Salakhutdinov and Murray, On the Quantitative Analysis of Deep Belief Networks (one draw). ICML 2008
-      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders (a draw an epoch).
+      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders (a new draw each epoch).
         https://arxiv.org/abs/1509.00519
     """
     if rule == "none":

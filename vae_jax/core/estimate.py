@@ -1,26 +1,25 @@
-"""What can be estimated of a model on given images: its loss, its use of the latent space, and log p(x).
+"""Estimates for a trained model on given images: its loss, its use of the latent space, and log p(x).
 
-Pure functions of model, parameters, images and key. The noise of a draw depends on the key, the number of its image and
-the number of the sample alone, so that no result depends on how the work was cut into chunks.
+Pure functions of model, parameters, images and key. Each draw of noise depends only on the key, the number of its image
+and the number of its sample, so that cutting the work into other chunks changes results by rounding only.
 """
 
 import math
 from functools import partial
 from typing import NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vae_jax.model import VAE, Output, to_pixels
-from vae_jax.objective import Losses, bce, kld, losses
-from vae_jax.steps import split_batches
-
-Params = dict[str, dict[str, dict[str, Array]]]
+from vae_jax.core.model import Params, forward, latent_dim, to_pixels
+from vae_jax.core.objective import Losses, bce, kld, losses
+from vae_jax.core.steps import split_batches
 
 
 class Bound(NamedTuple):
-    """The evidence lower bound of each image, and what the encoder made of it."""
+    """The evidence lower bound of each image, and its posterior."""
 
     losses: Losses  # beta = 1: loss = -elbo
     mu: Float[Array, "images latent"]
@@ -40,7 +39,7 @@ def draw_eps(
 
 @partial(jax.jit, static_argnames=("model", "batch_size"))
 def bound(
-    model: VAE,
+    model: nn.Module,
     params: Params,
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
     key: Key[Array, ""],
@@ -49,20 +48,21 @@ def bound(
     """The evidence lower bound of each image, by one draw of z.
 
     Args:
-      model: Its sizes.
+      model: A module with the methods `encode` and `decode`.
       params: Its parameters.
       images: Bytes, or pixels in [0, 1].
-      key: Of the noise.
-      batch_size: Images at once; bounds the memory and changes no result.
+      key: For the noise.
+      batch_size: Images at once; bounds the memory, and changes results by rounding only.
 
     Returns:
       Loss, bce and kld of each image, its posterior mean, and its divergence in each latent dimension; in nats.
     """
+    latent = latent_dim(model, params, images.shape[-1])
 
     def batch(numbers: Int[Array, " batch"]) -> Bound:
         pixels = to_pixels(images[numbers])
-        eps = draw_eps(key, numbers, jnp.zeros(1, int), model.latent_dim)[:, 0]
-        output = cast(Output, model.apply({"params": params}, pixels, eps))
+        eps = draw_eps(key, numbers, jnp.zeros(1, int), latent)[:, 0]
+        output = forward(model, params, pixels, eps)
         per_latent = jax.vmap(kld, 1, 1)(output.mu[:, :, None], output.logvar[:, :, None])
         return Bound(losses(output, pixels), output.mu, per_latent)
 
@@ -71,12 +71,12 @@ def bound(
 
 
 def log_weights(
-    model: VAE, params: Params, images: Float[Array, "images pixels"], eps: Float[Array, "images samples latent"]
+    model: nn.Module, params: Params, images: Float[Array, "images pixels"], eps: Float[Array, "images samples latent"]
 ) -> Float[Array, "images samples"]:
     """log of the importance weights, w = p(x | z) p(z) / q(z | x) with z = mu + exp(logvar / 2) * eps.
 
     Args:
-      model: Its sizes.
+      model: A module with the methods `encode` and `decode`.
       params: Its parameters.
       images: Pixels x in [0, 1].
       eps: Draws from N(0, I).
@@ -99,7 +99,7 @@ def log_weights(
 
 @partial(jax.jit, static_argnames=("model", "samples", "batch_size"))
 def importance_log_px(
-    model: VAE,
+    model: nn.Module,
     params: Params,
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
     numbers: Int[Array, " chosen"],
@@ -110,13 +110,13 @@ def importance_log_px(
     """The importance-weighted estimate of log p(x), log(1/K sum of K weights): a lower bound that rises with K.
 
     Args:
-      model: Its sizes.
+      model: A module with the methods `encode` and `decode`.
       params: Its parameters.
       images: Bytes, or pixels in [0, 1].
       numbers: Which of the images to look at.
-      key: Of the noise; sample k of image n is the same whatever the number of samples.
+      key: For the noise; sample k of image n is the same whatever the number of samples.
       samples: K.
-      batch_size: Images times samples at once; bounds the memory and changes no result.
+      batch_size: Images times samples at once; bounds the memory, and changes results by rounding only.
 
     Returns:
       The estimate for each chosen image, in nats.
@@ -124,6 +124,7 @@ def importance_log_px(
     References:
       Burda et al., Importance Weighted Autoencoders, equation 8. https://arxiv.org/abs/1509.00519
     """
+    latent = latent_dim(model, params, images.shape[-1])
     # Chunks of one length: 10,000 samples at 4,096 at once are 3 chunks of 3,334, with two places unused.
     chunk = math.ceil(samples / math.ceil(samples / batch_size))
 
@@ -131,11 +132,11 @@ def importance_log_px(
         pixels = to_pixels(images[numbers])
 
         def add(carry, first):
-            # The largest weight so far, and the sum of all in units of it: neither overflows, and the sum loses no
-            # digits however many the chunks.
+            # The largest weight so far, and the sum of all weights divided by it: neither overflows, and the sum
+            # loses no digits however many chunks there are.
             top, total = carry
             chosen = first + jnp.arange(chunk)
-            weights = log_weights(model, params, pixels, draw_eps(key, numbers, chosen, model.latent_dim))
+            weights = log_weights(model, params, pixels, draw_eps(key, numbers, chosen, latent))
             weights = jnp.where(chosen[None] < samples, weights, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(weights, axis=1))
             total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(weights - new_top[:, None]), axis=1)
@@ -145,6 +146,6 @@ def importance_log_px(
         (top, total), _ = jax.lax.scan(add, start, jnp.arange(0, samples, chunk))
         return top + jnp.log(total) - math.log(samples)
 
-    # Places that are filled up with -1 point at the last of the chosen images.
+    # -1, which fills up the last batch, points at the last of the chosen images.
     places = split_batches(jnp.arange(len(numbers)), min(len(numbers), max(1, batch_size // chunk)))
     return jax.lax.map(batch, numbers[places]).reshape(-1)[: len(numbers)]

@@ -1,21 +1,23 @@
-"""The model: two small perceptrons around a Gaussian latent vector.
+"""The model: an encoder and a decoder of two small perceptrons, with a Gaussian latent vector between them.
 
 Parameters are a nested dict whose paths mirror the PyTorch state dict: `encoder/fc1/kernel` is `encoder.fc1.weight`
-transposed.
+transposed. Everything outside this file needs only two methods of a module: `encode(images)`, which returns mu and
+logvar, and `decode(z)`, which returns logits. A Flax module of your own with these two methods goes the same way.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PyTree, UInt8
+
+Params = PyTree[Array]
 
 
 class Output(NamedTuple):
-    """What the model makes of a batch."""
+    """The encoder's and the decoder's outputs for a batch."""
 
     logits: Float[Array, "batch pixels"]  # recon = sigmoid(logits)
     mu: Float[Array, "batch latent"]
@@ -26,12 +28,12 @@ class Output(NamedTuple):
 def to_pixels(
     images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"], dtype: jnp.dtype = jnp.float32
 ) -> Float[Array, "batch pixels"]:
-    """Stored bytes as pixels in [0, 1], byte / 255, of type `dtype`; floats are pixels already and pass unchanged."""
+    """Bytes as pixels in [0, 1], byte / 255, of type `dtype`; floats are pixels already and pass unchanged."""
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images
 
 
 def init_linear(key: Array, fan_in: int, features: int) -> dict[str, Array]:
-    """Parameters of a linear layer as `torch.nn.Linear` draws them: all ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """Draws the parameters of a linear layer as `torch.nn.Linear` does: ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Returns:
       `kernel` of shape [fan_in, features] and `bias` of shape [features].
@@ -59,7 +61,7 @@ class Encoder(nn.Module):
         fc2_mu = self.param("fc2_mu", init_linear, self.hidden_dim, self.latent_dim)
         fc2_logvar = self.param("fc2_logvar", init_linear, self.hidden_dim, self.latent_dim)
         h = nn.relu(linear(fc1, images))  # [batch, hidden]
-        # Both heads in one product: two of 20 columns would take nearly twice the time.
+        # Both heads as one product: two products of 20 columns would take nearly twice the time.
         heads = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=-1), fc2_mu, fc2_logvar)
         mu, logvar = jnp.split(linear(heads, h), 2, axis=-1)  # [batch, latent] each
         return mu, logvar
@@ -80,7 +82,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """The variational autoencoder; `VAE().apply({"params": params}, images, eps)`.
+    """The documented variational autoencoder; `VAE().apply({"params": params}, images, eps)`.
 
     The noise is an argument, so that the model is a pure function.
 
@@ -120,15 +122,49 @@ class VAE(nn.Module):
         return self.decoder(z)
 
 
+def init_params(model: nn.Module, key: Array, pixels: int) -> Params:
+    """Draws the parameters of a module for images of so many pixels."""
+
+    def encode_and_decode(module: VAE, images: Array) -> Array:
+        return module.decode(module.encode(images)[0])
+
+    return model.init(key, jnp.zeros((1, pixels)), method=encode_and_decode)["params"]
+
+
+def forward(
+    model: nn.Module, params: Params, pixels: Float[Array, "batch pixels"], eps: Float[Array, "batch latent"]
+) -> Output:
+    """Encodes, draws z = mu + exp(logvar / 2) * eps, and decodes; `VAE.__call__` for any module.
+
+    Args:
+      model: A module with the methods `encode` and `decode`.
+      params: Its parameters.
+      pixels: In [0, 1].
+      eps: Draws from N(0, I).
+    """
+    mu, logvar = cast(tuple[Array, Array], model.apply({"params": params}, pixels, method="encode"))
+    z = mu + jnp.exp(logvar / 2) * eps
+    logits = cast(Array, model.apply({"params": params}, z, method="decode"))
+    return Output(logits, mu, logvar, z)
+
+
+def latent_dim(model: nn.Module, params: Params, pixels: int) -> int:
+    """The number of latent dimensions of a module, without computing anything."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    images = jax.ShapeDtypeStruct((1, pixels), dtype)
+    mu, _ = jax.eval_shape(partial(model.apply, method="encode"), {"params": params}, images)
+    return mu.shape[-1]
+
+
 @partial(jax.jit, static_argnames="model")
 def encode(
-    model: VAE, params: Mapping[str, Any], images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"]
+    model: nn.Module, params: Params, images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"]
 ) -> tuple[Float[Array, "batch latent"], Float[Array, "batch latent"]]:
     """mu and logvar of the posterior of each image."""
-    return cast(tuple[Array, Array], model.apply({"params": params}, images, method="encode"))
+    return cast(tuple[Array, Array], model.apply({"params": params}, to_pixels(images), method="encode"))
 
 
 @partial(jax.jit, static_argnames="model")
-def decode(model: VAE, params: Mapping[str, Any], z: Float[Array, "batch latent"]) -> Float[Array, "batch pixels"]:
+def decode(model: nn.Module, params: Params, z: Float[Array, "batch latent"]) -> Float[Array, "batch pixels"]:
     """The means of the pixels, sigmoid(logits)."""
     return jax.nn.sigmoid(cast(Array, model.apply({"params": params}, z, method="decode")))

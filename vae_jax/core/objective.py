@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vae_jax.model import Output
+from vae_jax.core.model import Output
 
 
 class Losses(NamedTuple):
@@ -21,8 +21,8 @@ class Losses(NamedTuple):
 def softplus(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 + exp(l)) as max(l, 0) + log1p(exp(-|l|)): exact to rounding and never infinite.
 
-    Its derivative is given as sigmoid(l); the one that automatic differentiation finds costs a second exponential, and
-    is 0 instead of 1/2 at the kink.
+    The derivative is given as sigmoid(l). Automatic differentiation would compute a second exponential, and 0 instead
+    of 1/2 at l = 0.
     """
     return jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
@@ -63,10 +63,10 @@ def kld(mu: Float[Array, "batch latent"], logvar: Float[Array, "batch latent"]) 
 
 
 def losses(output: Output, images: Float[Array, "batch pixels"], beta: float | Float[Array, ""] = 1.0) -> Losses:
-    """The negative evidence lower bound and its parts (with beta = 1; else the beta-VAE's objective).
+    """The negative evidence lower bound and its parts; with beta other than 1, the beta-VAE's objective.
 
     Args:
-      output: What the model made of `images`.
+      output: The model's outputs for `images`.
       images: Pixels in [0, 1].
       beta: Weight of the divergence.
 

@@ -1,40 +1,44 @@
-"""Training as pure functions of a state: one step, one epoch, one pass over the test set, all jit-compiled.
+"""Training as pure functions of a state: a step, an epoch, a pass over the test set, all jit-compiled.
 
-All randomness comes from the state's key, which is never used up: every draw folds in what it is for and the number of
-its step or epoch, so a state read back from disk goes on with the very same draws.
+All randomness comes from the state's key, which never changes: each draw folds in its purpose and the number of its
+step or epoch, so a state that is read back from disk continues with the very same draws.
 """
 
 from functools import partial
-from typing import cast, no_type_check
+from typing import no_type_check
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vae_jax.binarize import draw
 from vae_jax.config import TrainConfig
-from vae_jax.model import VAE, Output, to_pixels
-from vae_jax.objective import Losses, losses
-from vae_jax.optimizer import adam
+from vae_jax.core.binarize import draw
+from vae_jax.core.model import VAE, Params, forward, init_params, latent_dim, to_pixels
+from vae_jax.core.objective import Losses, losses
+from vae_jax.core.optimizer import adam
 
-# What a draw is for.
+# The purposes of draws.
 INIT, SHUFFLE, NOISE, TEST_NOISE, PIXELS, TEST_PIXELS = range(6)
 
 
 @no_type_check  # jax also builds it from placeholders: shapes, specifications, axes
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step reads and changes."""
+    """Everything that a step reads and changes.
+
+    Rate and beta are leaves: one compiled step serves every value, and models that differ in them can be stacked.
+    """
 
     step: Int[Array, ""]  # optimizer steps taken
     key: Key[Array, ""]
     beta: Float[Array, ""]
-    params: dict[str, dict[str, dict[str, Array]]]
-    opt_state: optax.OptState
-    model: VAE = flax.struct.field(pytree_node=False)
-    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
-    dynamic: bool = flax.struct.field(pytree_node=False, default=False)  # training draws binary pixels, every step anew
+    learning_rate: Float[Array, ""]
+    params: Params
+    opt_state: optax.ScaleByAdamState
+    model: nn.Module = flax.struct.field(pytree_node=False)
+    dynamic: bool = flax.struct.field(pytree_node=False, default=False)  # draw binary pixels anew in every step
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -42,30 +46,31 @@ class TrainState(flax.struct.PyTreeNode):
         return jax.tree.leaves(self.params)[0].dtype
 
 
-def create_state(config: TrainConfig, pixels: int = 784) -> TrainState:
+def create_state(config: TrainConfig, pixels: int = 784, model: nn.Module | None = None) -> TrainState:
     """The state before the first step: fresh parameters, Adam at rest.
 
     Args:
       config: Sizes, rate, beta, seed, and whether training binarizes dynamically.
       pixels: Pixels of an image.
+      model: A module with the methods `encode` and `decode`; by default the documented one of the config's sizes.
     """
-    model = VAE(config.hidden_dim, config.latent_dim, pixels)
+    module = VAE(config.hidden_dim, config.latent_dim, pixels) if model is None else model
     key = jax.random.key(config.seed)
-    tx = adam(config.learning_rate)
 
     @jax.jit  # as one program, which compiles in half the time
-    def initial(key: Key[Array, ""]) -> tuple[optax.Params, optax.OptState]:
-        images, eps = jnp.zeros((1, pixels)), jnp.zeros((1, config.latent_dim))
-        params = model.init(jax.random.fold_in(key, INIT), images, eps)["params"]
-        return params, tx.init(params)
+    def initial(key: Key[Array, ""]) -> tuple[Params, optax.OptState]:
+        params = init_params(module, jax.random.fold_in(key, INIT), pixels)
+        return params, adam(config.learning_rate).init(params)
 
     params, opt_state = initial(key)
+    dtype = jax.tree.leaves(params)[0].dtype
+    beta, learning_rate = jnp.asarray(config.beta, dtype), jnp.asarray(config.learning_rate, dtype)
     dynamic = config.binarize == "dynamic"
-    return TrainState(jnp.int32(0), key, jnp.float32(config.beta), params, opt_state, model, tx, dynamic)
+    return TrainState(jnp.int32(0), key, beta, learning_rate, params, opt_state, module, dynamic)
 
 
 def split_batches(order: Int[Array, " images"], batch_size: int) -> Int[Array, "steps batch"]:
-    """Cuts a list of image numbers into batches, the last one filled up with -1: places that count for nothing."""
+    """Cuts a list of image numbers into batches; -1 fills up the last batch and counts for nothing."""
     padding = -len(order) % batch_size
     return jnp.pad(order, (0, padding), constant_values=-1).reshape(-1, batch_size)
 
@@ -91,22 +96,24 @@ def draw_eps(
 def _batch_losses(state: TrainState, params, images, eps, valid) -> Losses:
     """The losses summed over the valid images of a batch."""
     pixels = to_pixels(images, state.dtype)
-    output = cast(Output, state.model.apply({"params": params}, pixels, eps))
+    output = forward(state.model, params, pixels, eps)
     return jax.tree.map(lambda per_image: jnp.sum(jnp.where(valid, per_image, 0)), losses(output, pixels, state.beta))
 
 
 def _train_step(state: TrainState, images, valid) -> tuple[TrainState, Losses]:
-    eps = draw_eps(state.key, state.step, (len(images), state.model.latent_dim), state.dtype)
+    eps = draw_eps(
+        state.key, state.step, (len(images), latent_dim(state.model, state.params, images.shape[-1])), state.dtype
+    )
     if state.dynamic:
         images = draw(images, jax.random.fold_in(jax.random.fold_in(state.key, PIXELS), state.step))
 
     def objective(params):
-        # The SUM over the batch, as in the PyTorch model: with Adam's eps, its mean would train differently.
+        # The SUM over the batch, as in the PyTorch model: with Adam's eps, the mean would train differently.
         batch = _batch_losses(state, params, images, eps, valid)
         return batch.loss, batch
 
     gradients, batch = jax.grad(objective, has_aux=True)(state.params)
-    updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+    updates, opt_state = adam(state.learning_rate).update(gradients, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), batch
 
@@ -118,7 +125,7 @@ def train_step(
     """One Adam step on one batch.
 
     Args:
-      state: Given away: use the one that comes back.
+      state: Donated: use only the returned state.
       images: Bytes, or pixels in [0, 1].
 
     Returns:
@@ -133,12 +140,12 @@ def train_epoch(
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
     batches: Int[Array, "steps batch"],
 ) -> tuple[TrainState, Losses]:
-    """One Adam step on each of `batches`, as one `lax.scan`: an epoch, or any stretch of it.
+    """One Adam step on each of `batches`, as one `lax.scan`: an epoch, or any chunk of its steps.
 
     Args:
-      state: Given away: use the one that comes back.
+      state: Donated: use only the returned state.
       images: The whole training set, bytes or pixels in [0, 1].
-      batches: Numbers of the images of each batch, -1 where there is none.
+      batches: Numbers of the images of each batch, -1 for an empty place.
 
     Returns:
       The state after the last step, and the losses of each step ([steps]), summed over its batch, in nats.
@@ -158,10 +165,11 @@ def eval_epoch(
     batches: Int[Array, "steps batch"],
 ) -> Losses:
     """The losses of each batch ([steps]), summed over its images, in nats; one draw of z an image, always the same."""
+    latent = latent_dim(state.model, state.params, images.shape[-1])
 
     def step(number, numbers):
         key = jax.random.fold_in(jax.random.fold_in(state.key, TEST_NOISE), number)
-        eps = jax.random.normal(key, (len(numbers), state.model.latent_dim), state.dtype)
+        eps = jax.random.normal(key, (len(numbers), latent), state.dtype)
         return number + 1, _batch_losses(state, state.params, images[numbers], eps, numbers >= 0)
 
     return jax.lax.scan(step, 0, batches)[1]

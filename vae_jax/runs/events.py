@@ -1,4 +1,4 @@
-"""TensorBoard event files of a run. Imports tensorboard, so it is imported only by a run that writes them."""
+"""TensorBoard event files of a run. Imports tensorboard, so only a run that writes them imports this module."""
 
 import dataclasses
 import io
@@ -14,9 +14,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from vae_jax.config import RunConfig
-from vae_jax.data import Pixels
-from vae_jax.log import EpochMetrics
+from vae_jax.config import TrainConfig, to_json
+from vae_jax.data.dataset import Pixels
+from vae_jax.runs.metrics import EpochMetrics
 
 
 class Events:
@@ -28,19 +28,19 @@ class Events:
       folder: Where the event file goes.
       config: The options.
       pixels: Kind of the pixels.
-      epoch: The first one to be written.
+      epoch: The first epoch to be written.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, pixels: Pixels, epoch: int):
+    def __init__(self, folder: Path, config: TrainConfig, pixels: Pixels, epoch: int):
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads them in the order of their names.
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._add(Event(file_version="brain.Event:2"))
-        # What a run that died has written of this epoch and later ones is no longer shown.
+        # Hides what a run that died has written of this epoch and later ones.
         self._add(Event(step=epoch, session_log=SessionLog(status=SessionLog.START)))
         options = {
             name: value if isinstance(value, int | float) else str(value)
-            for name, value in (dataclasses.asdict(config) | {"pixels": pixels}).items()
+            for name, value in (to_json(config) | {"pixels": pixels}).items()
         }
         self._write(hparams.hparams_pb(options))
 
@@ -48,7 +48,7 @@ class Events:
         """Writes the scalars of an epoch."""
         values = dataclasses.asdict(metrics)
         epoch = values.pop("epoch")
-        del values["pixels"]  # among the hyperparameters
+        del values["pixels"]  # it is among the hyperparameters
         scalars = [Summary.Value(tag=name.replace("_", "/"), simple_value=value) for name, value in values.items()]
         self._write(Summary(value=scalars), epoch)
 
@@ -67,7 +67,7 @@ class Events:
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         try:
-            # Not by EventFileWriter, whose thread would fail where nobody is told.
+            # Not by EventFileWriter, whose thread would fail unnoticed.
             with self._path.open("ab") as file:
                 RecordWriter(file).write(event.SerializeToString())
         except OSError as error:

@@ -1,51 +1,47 @@
-"""A trained model read back, from a weights file or a run's folder. jax and torch are imported by what uses them."""
+"""A trained model read back, from a weights file or the folder of a run."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from vae_jax.config import FLOAT32_MAX, Binarize, InputError, reason
+from vae_jax.config import FLOAT32_MAX, Binarize, ModelOptions
+from vae_jax.data.dataset import Dataset, load
+from vae_jax.runs.workdir import CONFIG, MODEL
+from vae_jax.system.errors import InputError, reason
 
 if TYPE_CHECKING:
-    from jax import Array
+    import flax.linen as nn
 
-    from vae_jax.model import VAE
+    from vae_jax.core.model import Params
 
 
-class Trained(NamedTuple):
-    """Sizes and parameters of a model, and the options of its run."""
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with its parameters, and the options of its run."""
 
-    hidden_dim: int
-    latent_dim: int
+    model: nn.Module
+    params: Params
     pixels: int
-    params: Mapping[str, Mapping[str, Mapping[str, "Array | np.ndarray"]]]
-    options: dict[str, Any]  # of the run's config.json; none where the model came from a file
-
-    @property
-    def data_dir(self) -> Path | None:
-        """Where the run found its TFDS sets, if it named a folder."""
-        return Path(self.options["data_dir"]) if self.options.get("data_dir") else None
-
-    @property
-    def model(self) -> "VAE":
-        """The Flax module that takes `params`."""
-        from vae_jax.model import VAE
-
-        return VAE(self.hidden_dim, self.latent_dim, self.pixels)
+    latent_dim: int
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # config.json; empty for a weights file
 
     def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """mu and logvar, [images, latent] each, of bytes or of pixels in [0, 1], [images, pixels]."""
-        from vae_jax import model
+        from vae_jax.core import model
 
         mu, logvar = model.encode(self.model, self.params, images)
         return np.asarray(mu), np.asarray(logvar)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The means of the pixels, sigmoid(logits), [..., pixels], at the latent points z, [..., latent]."""
-        from vae_jax import model
+        from vae_jax.core import model
 
         means = model.decode(self.model, self.params, z.reshape(-1, self.latent_dim))
         return np.asarray(means).reshape(*z.shape[:-1], self.pixels)
@@ -55,8 +51,8 @@ def read(path: Path) -> Trained:
     """Reads a model.
 
     Args:
-      path: A weights file in any layout that `torch_ref.convert` knows, or the workdir of a run; its sizes are read off
-        the weights.
+      path: A weights file in any layout that `torch_ref.convert` knows, or the workdir of a run. The sizes are read
+        from the weights.
 
     Raises:
       InputError: Nothing is there, the folder holds no finished run, or the file does not hold this model.
@@ -65,10 +61,10 @@ def read(path: Path) -> Trained:
     file = path
     try:
         if path.is_dir():
-            options = _read_options(path / "config.json")
-            file = path / "model.pth"
+            options = _read_options(path / CONFIG)
+            file = path / MODEL
             if not file.is_file():
-                raise InputError(f"{path}: the run has not finished, its model.pth is missing; train to the end")
+                raise InputError(f"{path}: the run has not finished, its {MODEL} is missing; train to the end")
         elif not path.exists():
             raise InputError(
                 f"{path}: does not exist; name a weights file (.pth, .safetensors) or the workdir of a run"
@@ -77,13 +73,38 @@ def read(path: Path) -> Trained:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a weights file or a workdir") from None
 
     from torch_ref import convert
+    from vae_jax.core.model import VAE
 
     state_dict = convert.load(file)
     params = convert.to_params(state_dict)
     require_float32(
-        f"{file}", [array for part in params.values() for layer in part.values() for array in layer.values()]
+        str(file), [array for part in params.values() for layer in part.values() for array in layer.values()]
     )
-    return Trained(*convert.sizes(state_dict), params, options)
+    hidden_dim, latent_dim, pixels = convert.sizes(state_dict)
+    return Trained(VAE(hidden_dim, latent_dim, pixels), params, pixels, latent_dim, options)
+
+
+def read_with_images(config: ModelOptions) -> tuple[Trained, str, Dataset, Binarize]:
+    """Reads the model and the image set that a command's options name, or the set of the model's run.
+
+    Returns:
+      The model, the name of the image set, the set, and how its grey pixels are made black and white.
+
+    Raises:
+      InputError: The model or the set cannot be used, or they do not go together.
+    """
+    trained = read(config.model)
+    options = trained.options
+    data = options.get("data", "mnist") if config.data is None else config.data
+    data_dir = config.data_dir or (Path(options["data_dir"]) if options.get("data_dir") else None)
+    dataset = load(data, data_dir, config.max_data_gb or options.get("max_data_gb"))
+    if math.prod(dataset.image_shape) != trained.pixels:
+        raise InputError(
+            f"{config.model}: takes images of {trained.pixels} pixels, but those of --data {data} have"
+            f" {math.prod(dataset.image_shape)} ({' x '.join(map(str, dataset.image_shape))});"
+            " name the image set that it was trained on"
+        )
+    return trained, data, dataset, config.binarize or options.get("binarize", "none")
 
 
 def require_float32(what: str, arrays: Iterable[np.ndarray]) -> None:
@@ -96,27 +117,13 @@ def require_float32(what: str, arrays: Iterable[np.ndarray]) -> None:
         raise InputError(f"{what}: holds values beyond {FLOAT32_MAX:.4g}; expected those of a float32")
 
 
-def require_pixels(path: Path, trained: Trained, data: str, image_shape: tuple[int, ...]) -> None:
-    """Checks that a model takes the images of an image set.
-
-    Raises:
-      InputError: They have another number of pixels.
-    """
-    found = int(np.prod(image_shape))
-    if found != trained.pixels:
-        raise InputError(
-            f"{path}: takes images of {trained.pixels} pixels, but those of --data {data} have {found}"
-            f" ({' x '.join(map(str, image_shape))}); name the image set that it was trained on"
-        )
-
-
 def _read_options(file: Path) -> dict[str, Any]:
-    """The options of a run, those that are used here checked."""
+    """The options of a run; those that are used here are checked."""
     try:
         options = json.loads(file.read_text())
     except FileNotFoundError:
         raise InputError(
-            f"{file.parent}: is no run (it has no config.json); name the workdir of a run or a weights file"
+            f"{file.parent}: is not a run (it has no {CONFIG}); name the workdir of a run or a weights file"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read ({reason(error)}); train again or name a weights file") from None

@@ -1,4 +1,4 @@
-"""The errors that a caller can meet. Each message is one line: where, what was found, what was expected, what to try."""
+"""The errors that a caller can meet. Each message is one line: where, what was found, what was expected, a remedy."""
 
 
 class InputError(ValueError):

@@ -1,0 +1,170 @@
+"""How far a run has come: the state, the epochs that are done, and the steps of the current one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vae_jax.config import TrainConfig
+from vae_jax.core import steps
+from vae_jax.core.model import Params
+from vae_jax.runs.feed import Chunk, Feed
+from vae_jax.runs.metrics import EpochMetrics, average
+from vae_jax.runs.trained import require_float32
+from vae_jax.system.console import say
+from vae_jax.system.errors import InputError, NonFiniteLossError
+from vae_jax.system.memory import memory
+
+if TYPE_CHECKING:
+    from torch_ref.optimizer import Checkpoint as TorchCheckpoint
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come, between two optimizer steps."""
+
+    state: steps.TrainState
+    history: list[EpochMetrics] = dataclasses.field(default_factory=list)  # of the epochs that are done
+    bce: list[float] = dataclasses.field(default_factory=list)  # of each step of the current epoch
+    kld: list[float] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0  # of training in the current epoch
+
+    _running: steps.Losses | None = None  # of steps that the device may still be computing
+
+    def __str__(self) -> str:
+        within = f" and step {len(self.bce):,} of epoch {self.epoch}" if self.bce else ""
+        return f"epoch {len(self.history)}{within}"
+
+    @property
+    def epoch(self) -> int:
+        """The number of the current epoch, from 1."""
+        return len(self.history) + 1
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+    def advance(self, feed: Feed, chunk: Chunk) -> None:
+        """Starts the steps of a chunk on the device, after waiting for those before it.
+
+        Raises:
+          NonFiniteLossError: A loss of the steps before is not finite.
+        """
+        self.settle()
+        with self._clock():
+            self.state, self._running = feed.train(self.state, chunk)
+
+    def settle(self) -> None:
+        """Waits until all steps are done.
+
+        Raises:
+          NonFiniteLossError: A loss is not finite.
+        """
+        if self._running is None:
+            return
+        with self._clock():
+            loss, bce, kld = (np.asarray(part) for part in self._running)
+        bad = np.flatnonzero(~np.isfinite(loss))
+        if bad.size:
+            raise NonFiniteLossError(
+                f"epoch {self.epoch}, step {len(self.bce) + bad[0] + 1:,}: the training loss is {loss[bad[0]]};"
+                " nothing exported, the checkpoints before it are kept; start again (--overwrite) with a lower"
+                " --learning-rate or --beta"
+            )
+        self.bce += bce.tolist()
+        self.kld += kld.tolist()
+        self._running = None
+
+    def end_epoch(self, feed: Feed, beta: float) -> EpochMetrics:
+        """Measures the test set and closes the current epoch."""
+        self.settle()
+        _, test_bce, test_kld = (np.asarray(part).tolist() for part in feed.evaluate(self.state))
+        metrics = EpochMetrics(
+            self.epoch,
+            *average(self.bce, self.kld, len(feed.train_images), beta),
+            *average(test_bce, test_kld, len(feed.test_images), beta),
+            self.seconds,
+            feed.pixels,
+        )
+        self.history.append(metrics)
+        self.bce, self.kld, self.seconds = [], [], 0.0
+        return metrics
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+
+def initial_progress(config: TrainConfig, pixels: int, model: nn.Module | None = None) -> Progress:
+    """A run before its first step: fresh parameters, or those of `--init`.
+
+    Raises:
+      InputError: `--init` cannot be used, or the model does not fit into the memory.
+    """
+    init = None if config.init is None else _read_init(config, config.init, pixels)
+    _require_memory(config, pixels, model)
+    state = steps.create_state(config, pixels, model)
+    if init is None:
+        return Progress(state)
+
+    def as_parameters(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, state.dtype), params)
+
+    state = state.replace(params=as_parameters(init.params))
+    adam = "Adam starts anew"
+    if init.adam is not None:
+        count, mu, nu, _ = init.adam
+        opt_state = optax.ScaleByAdamState(jnp.int32(count), as_parameters(mu), as_parameters(nu))
+        state = state.replace(opt_state=opt_state)
+        adam = f"Adam continues after {count:,} steps"
+    say(f"{config.init}: training starts from its weights; {adam}")
+    return Progress(state)
+
+
+def _read_init(config: TrainConfig, path: Path, pixels: int) -> TorchCheckpoint:
+    from torch_ref.optimizer import load_checkpoint  # torch takes a second to import
+
+    init = load_checkpoint(path)
+    encoder = init.params["encoder"]
+    found = (*encoder["fc1"]["kernel"].shape, len(encoder["fc2_mu"]["bias"]))
+    if found != (pixels, config.hidden_dim, config.latent_dim):
+        raise InputError(
+            f"--init {path}: holds a model of {found[0]} pixels, --hidden-dim {found[1]} and --latent-dim"
+            f" {found[2]}; expected {pixels}, {config.hidden_dim} and {config.latent_dim}; give the options that it"
+            " needs"
+        )
+    if init.adam is not None and np.float32(init.adam.learning_rate) != np.float32(config.learning_rate):
+        raise InputError(
+            f"--init {path}: its Adam has --learning-rate {init.adam.learning_rate}; expected"
+            f" {config.learning_rate}; give the option that it needs"
+        )
+    moments = () if init.adam is None else (init.adam.mu, init.adam.nu)
+    require_float32(f"--init {path}", jax.tree.leaves((init.params, moments)))
+    return init
+
+
+def _require_memory(config: TrainConfig, pixels: int, model: nn.Module | None) -> None:
+    """Checks that training can fit into the machine's memory."""
+    if model is not None:
+        return
+    parameters = config.hidden_dim * (2 * pixels + 3 * config.latent_dim)
+    # Parameters, their gradients and Adam's two moments, as float32.
+    size, most = 16 * parameters, memory()
+    if size > most:
+        raise InputError(
+            f"--hidden-dim {config.hidden_dim} and --latent-dim {config.latent_dim}: training would take"
+            f" {size / 1e9:,.1f} GB; expected at most {most / 1e9:,.1f} GB, the machine's memory; try smaller ones"
+        )

@@ -1,0 +1,180 @@
+"""The folder of a run: the names in it, its lock, and whether it holds the run that the options describe."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vae_jax.config import TrainConfig, option_name
+from vae_jax.system.errors import InputError
+from vae_jax.system.files import require_writable, sweep
+
+CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.pth"
+PICTURES = ("reconstructions.png", "samples.png", "curves.png")
+FILES = (CONFIG, METRICS, MODEL, *PICTURES)
+CHECKPOINTS, EVENTS, LOCK = "checkpoints", "tensorboard", ".lock"
+EVENT_FILES = "events.out.tfevents.*"
+
+
+class Workdir:
+    """The folder of a run.
+
+    Args:
+      config: The options of the run.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.path = config.workdir
+        self._config = config
+        self._inode: int | None = None  # of the lock file, while we hold it
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def check(self) -> None:
+        """Checks, without changing anything, that the run can be written here and replaces nothing.
+
+        Raises:
+          InputError: A path cannot be written, or the folder holds another run.
+        """
+        config = self._config
+        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise InputError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")
+        inputs = [Path(config.data), *([config.init] if config.init else [])]
+        require_writable("--export", config.export, *inputs)
+        for name in FILES:  # they stand for the folder, which may not exist yet
+            require_writable("--workdir", self.path / name, *inputs)
+        for name in (EVENTS, CHECKPOINTS):
+            if (self.path / name).exists() and not (self.path / name).is_dir():
+                raise InputError(f"--workdir {self}: {name} in it is not a folder; name another folder")
+        if not config.overwrite:
+            self._check_run()
+        export, workdir = config.export.resolve(), self.path.resolve()
+        taken = {workdir / name for name in (*FILES, EVENTS, CHECKPOINTS, LOCK)}
+        if export in (workdir, *workdir.parents) or {export, *export.parents} & taken:
+            raise InputError(f"--export {config.export}: --workdir {self} uses that place; name another")
+
+    def _check_run(self) -> None:
+        """Checks that the run in the folder, if there is one, is the one that the options continue."""
+        if self._former_checkpoints():
+            raise InputError(
+                f"--workdir {self}: holds checkpoints in the format of version 0.1 (folders); finish the run with that"
+                f" version, start from its weights (--init {self.path / MODEL}) in another folder, or add --overwrite"
+            )
+        try:
+            options = json.loads((self.path / CONFIG).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            options = None  # the checkpoints have them too
+        has_checkpoints = bool(self.checkpoint_steps())
+        if isinstance(options, dict) and not (has_checkpoints and options.keys().isdisjoint(self._config.recipe)):
+            self.require_same_recipe(options)
+        if not has_checkpoints and (not isinstance(options, dict) or (self.path / MODEL).exists()):
+            # A run that was stopped before its first checkpoint leaves neither: it starts again.
+            events = (str(path.relative_to(self.path)) for path in (self.path / EVENTS).glob(EVENT_FILES))
+            for name in (*FILES, *events):
+                if (self.path / name).exists():
+                    raise InputError(
+                        f"--workdir {self}: holds a run already ({name});"
+                        " add --overwrite to replace it or name another folder"
+                    )
+
+    def require_same_recipe(self, options: dict[str, Any]) -> None:
+        """Checks that a run with these options, as config.json has them, makes the same model.
+
+        Raises:
+          InputError: It does not; the message names every option that differs, with both values.
+        """
+        recipe = self._config.recipe
+        if not options.keys() >= recipe.keys():
+            raise InputError(
+                f"--workdir {self}: holds a run of another program or version;"
+                " add --overwrite to replace it or name another folder"
+            )
+        changed = [
+            f"--{option_name(name)} was {options[name]}, now is {value}"
+            for name, value in recipe.items()
+            if options[name] != value
+        ]
+        if changed:
+            raise InputError(
+                f"--workdir {self}: holds a run with other options: {'; '.join(changed)}; give the old ones to go on"
+                " with it, add --overwrite to replace it, or name another folder"
+            )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Makes the folder, and keeps every other process of ours out of it within the block.
+
+        Raises:
+          InputError: Another process is in it.
+        """
+        import filelock
+
+        self.path.resolve().mkdir(parents=True, exist_ok=True)  # resolved: a link may lead to a folder yet to be made
+        try:
+            with filelock.FileLock(self.path / LOCK, timeout=0):
+                self._inode = self._lock_inode()
+                yield
+        except filelock.Timeout:
+            raise InputError(
+                f"--workdir {self}: another process is training in it; wait for its end, or name another folder"
+            ) from None
+
+    def require_lock(self) -> None:
+        """Checks that the folder is still the one that we locked.
+
+        Raises:
+          FileNotFoundError: It has been deleted, and another run may have taken its place.
+        """
+        if self._lock_inode() != self._inode:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+
+    def _lock_inode(self) -> int | None:
+        try:
+            return (self.path / LOCK).stat().st_ino  # we keep the file open, so no other file gets this number
+        except OSError:
+            return None
+
+    def checkpoint_steps(self) -> list[int]:
+        """The optimizer steps that the checkpoints in the folder are named after, lowest first."""
+        files = (self.path / CHECKPOINTS).glob("*.safetensors")
+        return sorted(int(path.stem) for path in files if re.fullmatch("0|[1-9][0-9]*", path.stem) and path.is_file())
+
+    def checkpoint(self, step: int) -> Path:
+        """The file of the checkpoint after so many optimizer steps."""
+        return self.path / CHECKPOINTS / f"{step}.safetensors"
+
+    def unmark_finished(self) -> None:
+        """Removes model.pth, which marks a run as finished and exported."""
+        (self.path / MODEL).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Removes what killed processes have left half-written."""
+        folder = self.path / CHECKPOINTS
+        parts = [folder / part.name[1:].partition(".part-")[0] for part in folder.glob(".*.safetensors.part-*")]
+        for path in (self._config.export, *(self.path / name for name in FILES), *parts):
+            sweep(path)
+
+    def clear(self) -> None:
+        """Removes an earlier run; the user's own files stay."""
+        # The checkpoints first: they must never stand beside the options of another run.
+        for step in self.checkpoint_steps():
+            self.checkpoint(step).unlink()
+        for folder in self._former_checkpoints():
+            shutil.rmtree(folder)
+        for name in (MODEL, *PICTURES):
+            (self.path / name).unlink(missing_ok=True)
+        for events in (self.path / EVENTS).glob(EVENT_FILES):
+            events.unlink()
+
+    def _former_checkpoints(self) -> list[Path]:
+        """Checkpoints of version 0.1, which were folders."""
+        return [sums.parent for sums in (self.path / CHECKPOINTS).glob("[0-9]*/SHA256SUMS")]
