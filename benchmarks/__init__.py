@@ -1,1 +1,1 @@
-"""Measures this VAE next to everything that one might choose instead. `python -m benchmarks --help`."""
+"""Measures this VAE next to the programs that a user might choose instead. `python -m benchmarks --help`."""

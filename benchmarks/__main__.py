@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: runs the benchmarks and keeps what they found."""
+"""`python -m benchmarks`: runs the benchmarks and stores their results."""
 
 import dataclasses
 import importlib
@@ -6,26 +6,26 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from benchmarks import report
-from vae_jax import cli
-from vae_jax.config import require_writable
+from vae_jax.system import command_line
+from vae_jax.system.files import require_writable
 
 Name = Literal["epoch", "start", "scale", "evaluate", "fidelity"]
-NAMES: tuple[Name, ...] = ("epoch", "start", "scale", "evaluate", "fidelity")
+NAMES: tuple[Name, ...] = get_args(Name)
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure this VAE next to everything that one might choose instead; results as JSON, Markdown and a picture."""
+    """Measure this VAE next to the programs that you might choose instead; writes JSON, Markdown and a picture each."""
 
     names: Annotated[tuple[Name, ...], tyro.conf.Positional] = NAMES
     """Benchmarks to run; by default all of them."""
     quick: bool = False
-    """Small settings that try the whole suite within 3 minutes; the figures mean little."""
+    """Try the whole suite on small settings, within 3 minutes; the figures mean little."""
     out: Path | None = None
     """Folder for the results; by default benchmarks/results, and runs/benchmarks-quick with --quick."""
 
@@ -36,7 +36,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     Raises:
       InputError: The folder cannot be written.
     """
-    # Some container images set it for another processor; with it, NumPy's products are several times slower.
+    # Some container images set it for another processor, which makes NumPy's products several times slower.
     os.environ.pop("OPENBLAS_CORETYPE", None)
     out = config.out or (Path("runs/benchmarks-quick") if config.quick else Path(__file__).parent / "results")
     for name in config.names:
@@ -52,12 +52,12 @@ def benchmark(config: BenchmarkConfig) -> None:
         found.settings |= {"quick": config.quick, "whole benchmark s": round(time.perf_counter() - start, 1)}
         found.environment = environment | {"load before": load}
         found.write(out)
-        # Only now: matplotlib's threads and memory are not for the measurements.
-        plot = importlib.import_module("benchmarks.plots")
-        plot.draw(found, out / f"{name}.png")
+        # Imported only after the measurement, which matplotlib's threads and memory would disturb.
+        plots = importlib.import_module("benchmarks.plots")
+        plots.draw(found, out / f"{name}.png")
         print(found.to_markdown(), flush=True)
     print(f"saved {out}; {time.perf_counter() - suite_start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    cli.run(benchmark, BenchmarkConfig, "python -m benchmarks")
+    command_line.run(benchmark, BenchmarkConfig, "python -m benchmarks")

@@ -1,4 +1,4 @@
-"""How far ours and PyTorch drift apart: step by step from one start, and in what 10 epochs from many seeds reach."""
+"""How far JAX and PyTorch drift apart: step by step from one start, and in the losses of 10 epochs from many seeds."""
 
 import contextlib
 import math
@@ -7,28 +7,28 @@ import statistics
 from benchmarks.report import Check, Report
 from benchmarks.turns import Setting, isolated, isolated_together
 
-# Parameters are compared once in so many steps; it divides the 469 of an epoch.
-STRETCH = 7
+# Parameters are compared every so many steps; a divisor of the 469 steps of an epoch.
+CHUNK = 7
 
 
 def run(quick: bool, gpu: bool) -> Report:
-    """Compares on the CPU or the GPU, whichever both sides take."""
+    """Compares both sides on the GPU if there is one, else on the CPU."""
     del gpu
-    setting = Setting(images=STRETCH * 2 * 128 if quick else 60000)
+    setting = Setting(images=CHUNK * 2 * 128 if quick else 60000)
     divergence = {dtype: isolated("benchmarks.fidelity:divergence", setting, dtype) for dtype in ("float32", "float64")}
     setting = Setting(images=3200 if quick else 60000)
     seeds, epochs = (2, 1) if quick else (5, 10)
-    # At the same time, a core each: nothing is timed here, and two cores at one small product wait for each other.
+    # Both at the same time, a core each: nothing is timed, and two cores gain little on such small products.
     sides = {"vae_jax": "benchmarks.fidelity:train_ours", "PyTorch": "benchmarks.fidelity:train_torch"}
     losses = dict(zip(sides, isolated_together(list(sides.values()), setting, seeds, epochs), strict=True))
     return Report(
         "fidelity",
-        "Divergence: both sides start from the same parameters and take the same batches and noise; the largest"
-        " absolute difference of any parameter after each stretch, and the largest relative difference of a loss in"
-        " it."
-        f" Seeds: each side with its own initialization, order and noise, {epochs} epochs from {seeds} seeds, loss in"
-        " nats per image (a cross entropy on grey pixels). PyTorch here has its images in memory and fused Adam:"
-        " the same arithmetic, sooner.",
+        "Divergence: both sides start from the same parameters and take the same batches and noise. The table shows the"
+        f" largest absolute difference of any parameter after every {CHUNK} steps, and the largest relative difference"
+        " of a loss in these steps."
+        f" Seeds: each side has its own initialization, order and noise, and trains for {epochs} epochs from {seeds}"
+        " seeds; losses in nats per image (with the cross entropy of grey pixels). To save time, PyTorch has its images"
+        " in memory and a fused Adam here: the same arithmetic.",
         {"epochs": epochs, "seeds": seeds},
         {
             "Divergence": [
@@ -61,7 +61,7 @@ def _spread(side: str, runs: list[dict]) -> dict:
 def _divergence_check(rows: list[dict]) -> Check:
     last = rows[-1]
     return Check(
-        f"float64: no parameter differs by 1e-8 after {last['steps']} steps",
+        f"float64: after {last['steps']} steps, every parameter differs by less than 1e-8",
         f"{last['parameters']:.1e}",
         last["parameters"] < 1e-8,
     )
@@ -72,14 +72,14 @@ def _seeds_check(name: str, ours: list[dict], theirs: list[dict]) -> Check:
     error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
     difference = abs(statistics.fmean(a) - statistics.fmean(b))
     return Check(
-        f"the mean final {name} differs by less than 3 combined standard errors",
-        f"{difference:.3g} nats; 3 errors are {3 * error:.3g}",
+        f"the means of the final {name} differ by less than 3 combined standard errors",
+        f"{difference:.3g} nats; 3 standard errors are {3 * error:.3g}",
         difference < 3 * error,
     )
 
 
 def divergence(setting: Setting, dtype: str) -> list[dict]:
-    """Trains both sides in step through one epoch; for a fresh process."""
+    """Trains both sides in lockstep through an epoch; runs in a fresh process."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -95,8 +95,7 @@ def divergence(setting: Setting, dtype: str) -> list[dict]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
         train_images = images(setting.images)
-        state = create_state(TrainConfig())
-        state = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state)
+        state = create_state(TrainConfig())  # of that type
         model = VAE().to(device, torch_dtype)
         model.load_state_dict(convert.to_state_dict(jax.device_get(state.params)))
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -105,12 +104,12 @@ def divergence(setting: Setting, dtype: str) -> list[dict]:
         draw = jax.jit(lambda key, step: draw_eps(key, step, (setting.batch_size, 20), jnp.dtype(dtype)))
 
         rows = []
-        for start in range(0, len(batches), STRETCH):
-            stretch = batches[start : start + STRETCH]
-            noise = [np.array(draw(state.key, start + number)) for number in range(len(stretch))]
-            state, sums = train_epoch(state, on_device, stretch)
+        for start in range(0, len(batches), CHUNK):
+            chunk = batches[start : start + CHUNK]
+            noise = [np.array(draw(state.key, start + number)) for number in range(len(chunk))]
+            state, sums = train_epoch(state, on_device, chunk)
             drift = 0.0
-            for numbers, eps, ours in zip(np.asarray(stretch), noise, np.asarray(sums.loss), strict=True):
+            for numbers, eps, ours in zip(np.asarray(chunk), noise, np.asarray(sums.loss), strict=True):
                 numbers = numbers[numbers >= 0]
                 pixels = torch.from_numpy(train_images[numbers]).to(device, torch_dtype) / 255
                 recon, mu, logvar = model(pixels, torch.from_numpy(eps[: len(numbers)]).to(device))
@@ -124,7 +123,7 @@ def divergence(setting: Setting, dtype: str) -> list[dict]:
             differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), state.params, expected)
             rows.append(
                 {
-                    "steps": start + len(stretch),
+                    "steps": start + len(chunk),
                     "parameters": float(max(jax.tree.leaves(differences))),
                     "loss": drift,
                 }
@@ -133,7 +132,7 @@ def divergence(setting: Setting, dtype: str) -> list[dict]:
 
 
 def train_ours(setting: Setting, seeds: int, epochs: int) -> list[dict]:
-    """The final losses of ours from each seed; for a fresh process."""
+    """Our final losses from each seed; runs in a fresh process."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -158,7 +157,7 @@ def train_ours(setting: Setting, seeds: int, epochs: int) -> list[dict]:
 
 
 def train_torch(setting: Setting, seeds: int, epochs: int) -> list[dict]:
-    """The same of PyTorch; for a fresh process."""
+    """PyTorch's final losses from each seed; runs in a fresh process."""
     import torch
 
     from benchmarks.torch_contenders import DEVICE, InMemoryTraining, pixels, summed_loss

@@ -1,14 +1,15 @@
-"""The floor under an epoch: its matrix products and nothing else, as fast as any BLAS of this machine does them."""
+"""The floor under the time of an epoch: its matrix products alone, each by the fastest BLAS on this machine."""
 
+import statistics
 import time
 from typing import NamedTuple
 
 from benchmarks.turns import Measured, Runner, Setting
 
-# Calls of each product between two looks at the clock.
+# So many calls of each product are timed together.
 REPEATS = 20
 
-# Name -> "module:function" of every library that is asked.
+# Name -> "module:function" of each library that is measured.
 LIBRARIES = {
     "products: NumPy (OpenBLAS)": "benchmarks.floor:numpy_products",
     "products: PyTorch (MKL; cuBLAS on a GPU)": "benchmarks.floor:torch_products",
@@ -16,7 +17,7 @@ LIBRARIES = {
 
 
 class Product(NamedTuple):
-    """[rows, inner] @ [inner, columns]; the transposes are how the operands of a gradient lie in memory."""
+    """[rows, inner] @ [inner, columns]; an operand of a gradient may lie transposed in memory."""
 
     name: str
     rows: int
@@ -31,7 +32,7 @@ class Product(NamedTuple):
 
 
 def products(setting: Setting) -> list[Product]:
-    """The matrix products of one training step, those of the gradients included; both heads as one layer."""
+    """The matrix products of a training step, including the gradients; the encoder's two heads are one layer."""
     batch, hidden, latent = setting.batch_size, setting.hidden_dim, setting.latent_dim
     found = []
     for layer, fan_in, features in (
@@ -42,7 +43,7 @@ def products(setting: Setting) -> list[Product]:
     ):
         found.append(Product(f"{layer} forward", batch, fan_in, features))
         found.append(Product(f"{layer} weight gradient", fan_in, batch, features, left_transposed=True))
-        # Nothing asks for the gradient of the pixels.
+        # Training needs no gradient of the pixels.
         if layer != "encoder.fc1":
             found.append(Product(f"{layer} input gradient", batch, features, fan_in, right_transposed=True))
     return found
@@ -54,6 +55,7 @@ def epoch_flops(setting: Setting) -> int:
 
 
 def numpy_products(setting: Setting) -> Runner:
+    """Times NumPy's products; a run returns the seconds of each by name."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -68,6 +70,7 @@ def numpy_products(setting: Setting) -> Runner:
 
 
 def torch_products(setting: Setting) -> Runner:
+    """Times PyTorch's products; a run returns the seconds of each by name."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -83,13 +86,13 @@ def torch_products(setting: Setting) -> Runner:
 
 
 def _shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How the operands lie in memory."""
+    """The shapes of the operands as they lie in memory."""
     left, right = (product.rows, product.inner), (product.inner, product.columns)
     return left[::-1] if product.left_transposed else left, right[::-1] if product.right_transposed else right
 
 
 def _seconds(call, synchronize) -> float:
-    """Of one call, averaged over `REPEATS`; the first one, which brings the operands near, is not counted."""
+    """Seconds a call, averaged over `REPEATS`, after a call that brings the operands into the cache."""
     call()
     synchronize()
     start = time.perf_counter()
@@ -100,9 +103,7 @@ def _seconds(call, synchronize) -> float:
 
 
 def rows(setting: Setting, measured: list[Measured]) -> list[dict]:
-    """For each product the seconds of its best library, and what they come to in an epoch."""
-    import statistics
-
+    """For each product the time of its fastest library, per call and per epoch."""
     found = []
     for product in products(setting):
         medians = {

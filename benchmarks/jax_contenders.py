@@ -1,4 +1,4 @@
-"""Training epochs on the JAX side. Each function prepares a `Runner`; its run is one epoch, or a share of one."""
+"""Training epochs in JAX. Each function prepares a `Runner`, whose run is an epoch or a part of it."""
 
 import functools
 import math
@@ -12,9 +12,9 @@ from flax.training.train_state import TrainState as FlaxTrainState
 
 from benchmarks.turns import Runner, Setting
 from vae_jax import TrainConfig, create_state, load, shuffled_batches, train_epoch
-from vae_jax.train import step_flops, stretch_steps
+from vae_jax.runs.feed import chunk_steps, step_flops
 
-# Without a jit, one step takes as long as twenty: so many of an epoch's are run.
+# A step without jit takes more than ten times as long, so that loop runs only so many steps of an epoch.
 EAGER_STEPS = 20
 
 
@@ -24,26 +24,24 @@ def images(count: int) -> np.ndarray:
 
 
 def tiled(count: int) -> jax.Array:
-    """So many training images on the device, [count, 784]: all of them again and again."""
+    """`count` images on the device, [count, 784]: the training images, repeated as often as needed."""
     mnist = jnp.asarray(images(60000))
-    # On the device and in one piece: a second copy, of the host's or of an index out of range, would be the peak.
+    # A copy from the host, or a check of the indices, would need the memory of all these images twice.
     return jax.jit(lambda mnist: mnist.at[jnp.arange(count) % len(mnist)].get(mode="promise_in_bounds"))(mnist)
 
 
 def ours(setting: Setting) -> Runner:
-    """What `vae_jax.fit` does for an epoch, in the same stretches, compiled ahead as there."""
+    """An epoch as in `vae_jax.fit`: in the same chunks, compiled ahead."""
     config = TrainConfig(batch_size=setting.batch_size, hidden_dim=setting.hidden_dim, latent_dim=setting.latent_dim)
     train_images = tiled(setting.images)
-    state = create_state(config, 784)
+    state = create_state(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    stretches = stretch_steps(
-        math.ceil(setting.images / setting.batch_size), step_flops(setting.batch_size, parameters)
-    )
+    chunks = chunk_steps(_steps(setting), step_flops(setting.batch_size, parameters))
     train = {
         length: train_epoch.lower(
             state, train_images, jax.ShapeDtypeStruct((length, setting.batch_size), jnp.int32)
         ).compile()
-        for length in {len(stretch) for stretch in stretches}
+        for length in {len(chunk) for chunk in chunks}
     }
     epoch = 0
     shuffled_batches(state.key, epoch, setting.images, setting.batch_size).block_until_ready()
@@ -53,8 +51,8 @@ def ours(setting: Setting) -> Runner:
         epoch += 1
         batches = shuffled_batches(state.key, epoch, setting.images, setting.batch_size)
         sums = []
-        for stretch in stretches:
-            state, losses = train[len(stretch)](state, train_images, batches[stretch.start : stretch.stop])
+        for chunk in chunks:
+            state, losses = train[len(chunk)](state, train_images, batches[chunk.start : chunk.stop])
             sums.append(losses.loss)
         return float(np.concatenate(jax.device_get(sums)).sum()) / setting.images
 
@@ -62,7 +60,7 @@ def ours(setting: Setting) -> Runner:
 
 
 class DenseEncoder(nn.Module):
-    """The encoder as Flax's VAE example writes it, of `nn.Dense` layers."""
+    """The encoder of Flax's VAE example, made of `nn.Dense` layers."""
 
     hidden_dim: int
     latent_dim: int
@@ -74,7 +72,7 @@ class DenseEncoder(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """The decoder, likewise."""
+    """The decoder of Flax's VAE example."""
 
     hidden_dim: int
     pixels: int = 784
@@ -85,7 +83,7 @@ class DenseDecoder(nn.Module):
 
 
 class DenseVAE(nn.Module):
-    """Both, drawing the noise between them themselves."""
+    """The VAE of Flax's example, which draws its own noise."""
 
     hidden_dim: int
     latent_dim: int
@@ -99,7 +97,7 @@ class DenseVAE(nn.Module):
 
 @jax.vmap
 def _dense_loss(logits, pixels, mu, logvar):
-    """Of one image, put together from what Flax offers, as in its example."""
+    """The loss of an image, computed as in Flax's VAE example."""
     log_p = nn.log_sigmoid(logits)
     log_not_p = jnp.log(-jnp.expm1(log_p))
     bce = -jnp.sum(pixels * log_p + (1 - pixels) * log_not_p)
@@ -113,7 +111,7 @@ def _flax_state(setting: Setting) -> FlaxTrainState:
 
 
 def _flax_step(state: FlaxTrainState, pixels: jax.Array, key: jax.Array) -> tuple[FlaxTrainState, jax.Array]:
-    """A step as Flax's own examples write it."""
+    """An optimizer step as in Flax's own examples."""
 
     def objective(params):
         logits, mu, logvar = state.apply_fn({"params": params}, pixels, key)
@@ -124,7 +122,7 @@ def _flax_step(state: FlaxTrainState, pixels: jax.Array, key: jax.Array) -> tupl
 
 
 def _flax_loop(setting: Setting, step, steps: int) -> Runner:
-    """Batches are drawn, gathered and scaled by NumPy on the host, as an input pipeline would."""
+    """An epoch whose batches NumPy draws, gathers and scales on the host, as an input pipeline would."""
     pixels = images(setting.images)
     rng = np.random.default_rng(0)
     key = jax.random.key(1)
@@ -151,17 +149,17 @@ def _steps(setting: Setting) -> int:
 
 
 def flax_per_step(setting: Setting) -> Runner:
-    """A jitted step, a Python loop, a host-side pipeline: what most people write."""
+    """A jitted step, a Python loop and a host-side pipeline, as most people write it."""
     return _flax_loop(setting, jax.jit(_flax_step, donate_argnums=0), _steps(setting))
 
 
 def flax_eager(setting: Setting) -> Runner:
-    """Stands in for google/flax's examples/vae, whose step is not jitted either."""
+    """The same without jit, as in google/flax's examples/vae, whose step is not jitted either."""
     return _flax_loop(setting, _flax_step, min(EAGER_STEPS, _steps(setting)))
 
 
 def numpyro_svi(setting: Setting) -> Runner:
-    """NumPyro's stochastic variational inference, its updates in a `fori_loop` as in its VAE example."""
+    """NumPyro's stochastic variational inference, with its updates in a `fori_loop` as in its VAE example."""
     import numpyro  # pyright: ignore[reportMissingImports]
     import numpyro.distributions as dist  # pyright: ignore[reportMissingImports]
     from numpyro.contrib.module import flax_module  # pyright: ignore[reportMissingImports]
@@ -171,7 +169,7 @@ def numpyro_svi(setting: Setting) -> Runner:
         decode = flax_module("decoder", DenseDecoder(setting.hidden_dim), input_shape=(1, setting.latent_dim))
         with numpyro.plate("batch", len(batch)):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(setting.latent_dim), 1).to_event(1))
-            # Its Bernoulli gives grey pixels a probability of 0; a factor is the documented loss.
+            # NumPyro's Bernoulli gives grey pixels a probability of 0. This factor is the documented cross entropy.
             numpyro.factor("pixels", -jnp.sum(optax.sigmoid_binary_cross_entropy(decode(z), batch), axis=-1))
 
     def guide(batch):

@@ -1,4 +1,4 @@
-"""What a benchmark found, and how it is kept: JSON for programs, Markdown for readers."""
+"""The results of a benchmark, written as JSON for programs and as Markdown for readers."""
 
 import dataclasses
 import datetime
@@ -16,30 +16,30 @@ NOT_MEASURED = "not measured"
 
 
 class Check(NamedTuple):
-    """Something that ought to hold, and what was found; `holds` is None where it could not be measured."""
+    """An expectation and the value found; `holds` is None where it could not be measured."""
 
     claim: str
     found: str
     holds: bool | None
 
 
-def at_most(claim: str, value: float | None, unit: float | None, limit: float) -> Check:
-    """Checks that value / unit is at most `limit`; either may be missing."""
+def at_most(claim: str, value: float | None, unit: float | None, limit: float, unit_name: str = "x") -> Check:
+    """Checks that value / unit is at most `limit`; None where either could not be measured."""
     if not value or not unit:
         return Check(claim, NOT_MEASURED, None)
-    return Check(claim, f"{value / unit:.3g}", value / unit <= limit)
+    return Check(claim, f"{value / unit:.3g} {unit_name}", value / unit <= limit)
 
 
 def at_least(claim: str, value: float | None, unit: float | None, limit: float) -> Check:
-    """Checks that value / unit is at least `limit`; either may be missing."""
+    """Checks that value is at least `limit` times `unit`; None where either could not be measured."""
     if not value or not unit:
         return Check(claim, NOT_MEASURED, None)
-    return Check(claim, f"{value / unit:.3g}", value / unit >= limit)
+    return Check(claim, f"{value / unit:.3g} x", value / unit >= limit)
 
 
 @dataclasses.dataclass
 class Report:
-    """One benchmark's findings.
+    """The results of a benchmark.
 
     `tables` maps a title to rows, each a dict from column to value; a missing value is None.
     """
@@ -57,7 +57,7 @@ class Report:
         return json.dumps(plain, indent=1) + "\n"
 
     def to_markdown(self) -> str:
-        """The tables and checks, under a line that says where and when they were measured."""
+        """The tables and checks, below a line with the machine, the date and the versions."""
         parts = [f"# {self.name}", self.about, describe(self.environment)]
         for title, rows in self.tables.items():
             parts += [f"**{title}**", table(rows)]
@@ -76,7 +76,7 @@ class Report:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; numbers are right-aligned and shown with three or four significant digits."""
+    """Rows as a Markdown table; numbers are right-aligned, with three or four significant digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     numeric = {column: any(isinstance(row.get(column), int | float) for row in rows) for column in columns}
     lines = [columns, ["---:" if numeric[column] else "---" for column in columns]]
@@ -110,7 +110,7 @@ def environment() -> dict[str, Any]:
 
 
 def device() -> str:
-    """What JAX computes on. For a process of its own: it takes the GPU."""
+    """The device that JAX computes on. Call it in a process of its own: it occupies the GPU."""
     import jax
 
     return f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}"
@@ -129,7 +129,7 @@ def describe(environment: dict[str, Any]) -> str:
 
 
 def _line(file: str, name: str) -> str | None:
-    """What a file of "name : value" lines says about `name`."""
+    """The value of `name` in a file of "name : value" lines."""
     if not Path(file).exists():
         return None
     lines = Path(file).read_text().splitlines()

@@ -1,4 +1,4 @@
-"""How the cost of an epoch of ours grows with images, batch and width."""
+"""How time and memory of our epoch grow with images, batch size and width."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from benchmarks.floor import epoch_flops
 from benchmarks.report import NOT_MEASURED, Check, Report
 from benchmarks.turns import Setting, isolated
 
-# What is varied -> its values, and the setting that the rest keeps.
+# Parameter that varies -> its values, and the setting of all others.
 SWEEPS = {
     "images": ((1000, 10_000, 100_000, 1_000_000), Setting()),
     "batch_size": ((32, 128, 512, 2048, 8192), Setting(images=16384)),
@@ -18,14 +18,14 @@ QUICK_SWEEPS = {
     "batch_size": ((128, 2048), Setting(images=4096)),
     "hidden_dim": ((100, 400), Setting(images=2560)),
 }
-# A point is run again until so many runs and seconds were measured, or so many seconds whatever the runs.
+# A point runs again until it has so many runs and seconds, or LONG_S seconds with however many runs.
 ENOUGH_RUNS, ENOUGH_S, LONG_S = 3, 1.0, 10.0
-# Room for what the clock cannot tell apart.
+# The largest exponent that counts as linear: it leaves room for the noise of the clock.
 LINEAR = 1.05
 
 
 def run(quick: bool, gpu: bool) -> Report:
-    """Measures every point in a process of its own, so that its peak memory is its own."""
+    """Measures each point in a fresh process, so that its peak memory is its own."""
     del gpu
     tables, checks = {}, []
     sweeps = QUICK_SWEEPS if quick else SWEEPS
@@ -34,23 +34,23 @@ def run(quick: bool, gpu: bool) -> Report:
             {name: value} | isolated("benchmarks.scale:point", setting._replace(**{name: value})) for value in values
         ]
         tables[name] = rows
-        # The batch changes the number of steps too, so its cost is that of one step.
+        # The batch size also changes the number of steps, so its cost is counted per step.
         cost = "seconds a step" if name == "batch_size" else "seconds an epoch"
         sizes, costs = [row[name] for row in rows], [row[cost] for row in rows]
         exponent = growth(sizes, costs)
         steepest = max(growth(sizes[n : n + 2], costs[n : n + 2]) for n in range(len(rows) - 1))
         checks.append(
             Check(
-                f"{cost} grow at most linearly with {name} (fitted exponent at most {LINEAR})",
-                f"{exponent:.2f} (between two neighbours at most {steepest:.2f})",
+                f"{cost} grow at most linearly with {name}: the fitted exponent is at most {LINEAR}",
+                f"{exponent:.2f} (at most {steepest:.2f} between two neighbours)",
                 exponent <= LINEAR,
             )
         )
     checks.append(_memory_check(tables["images"]))
     return Report(
         "scale",
-        "Our epoch, the best run of each point; MNIST is repeated beyond 60,000 images. Each point has a process of"
-        " its own, so that its peak memory (of which jax itself takes most up to 60,000 images) is its own.",
+        "Our epoch, the fastest run of each point; beyond 60,000 images, MNIST is repeated. Each point runs in a fresh"
+        " process, so that its peak memory is its own (up to 60,000 images, jax itself takes most of it).",
         {name: setting._asdict() for name, (_, setting) in sweeps.items()},
         tables,
         checks,
@@ -58,7 +58,7 @@ def run(quick: bool, gpu: bool) -> Report:
 
 
 def point(setting: Setting) -> dict:
-    """Measures one setting; for a fresh process."""
+    """Measures a setting; runs in a fresh process."""
     import jax
 
     from benchmarks.jax_contenders import ours
@@ -94,7 +94,7 @@ def growth(sizes: list[float], costs: list[float]) -> float:
 
 
 def peak_memory_mb() -> float | None:
-    """The most resident memory that this process has had; None where the system does not say."""
+    """The peak resident memory of this process; None where the system does not report it."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -104,9 +104,9 @@ def peak_memory_mb() -> float | None:
 
 def _memory_check(rows: list[dict]) -> Check:
     few, many = rows[-2:]
-    claim = f"from {few['images']:,} to {many['images']:,} images, memory grows by at most 1.2 times their uint8 size"
-    # With few images, the peak is that of compiling.
+    claim = f"from {few['images']:,} to {many['images']:,} images, memory grows by at most 1.2 x their uint8 size"
+    # With few images, the peak is that of compilation.
     if "peak memory MB" not in many or many["images"] < 1_000_000:
         return Check(claim, NOT_MEASURED, None)
     ratio = (many["peak memory MB"] - few["peak memory MB"]) / (many["uint8 images MB"] - few["uint8 images MB"])
-    return Check(claim, f"{ratio:.2f}", ratio <= 1.2)
+    return Check(claim, f"{ratio:.2f} x", ratio <= 1.2)

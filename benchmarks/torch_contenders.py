@@ -1,4 +1,4 @@
-"""Training epochs on the PyTorch side. Each function prepares a `Runner`; its run is one epoch."""
+"""Training epochs in PyTorch. Each function prepares a `Runner`, whose run is an epoch."""
 
 import logging
 import tempfile
@@ -28,12 +28,12 @@ def _model(setting: Setting) -> VAE:
 
 
 def documented(setting: Setting) -> Runner:
-    """`torch_ref.train`'s own epoch."""
+    """The epoch of `torch_ref.train`."""
     return _documented(setting, PixelSet(load().train_images[: setting.images]))
 
 
 def documented_on_device(setting: Setting) -> Runner:
-    """The same with the images on the GPU; on the CPU it would be the very same."""
+    """The same with the images on the GPU."""
     if DEVICE.type == "cpu":
         raise RuntimeError("no GPU; on a CPU this is the documented loop itself")
     return _documented(setting, TensorDataset(pixels(setting).to(DEVICE)))
@@ -47,13 +47,13 @@ def _documented(setting: Setting, train_set: Dataset[tuple[Tensor, ...]]) -> Run
 
 
 def in_memory(setting: Setting) -> Runner:
-    """The same arithmetic, with what PyTorch offers for speed: images on the device as one tensor, Adam in one pass."""
+    """The same arithmetic, made faster: all images in one tensor on the device, and Adam in one pass (fused)."""
     model = _model(setting)
     return Runner(InMemoryTraining(model, pixels(setting).to(DEVICE), setting.batch_size).epoch)
 
 
 def compiled(setting: Setting) -> Runner:
-    """That under torch.compile; on a GPU as CUDA graphs."""
+    """The same as `in_memory` under torch.compile, which uses CUDA graphs on a GPU."""
     model = _model(setting)
     mode = "reduce-overhead" if DEVICE.type == "cuda" else None
     training = InMemoryTraining(
@@ -82,7 +82,7 @@ class InMemoryTraining:
         self._optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
     def epoch(self) -> float:
-        """Trains on every image once, and returns the loss per image."""
+        """Trains on every image once; returns the loss per image, in nats."""
         total = torch.zeros((), device=self._images.device)
         for numbers in torch.randperm(len(self._images), device=self._images.device).split(self._batch_size):
             loss = self._loss(self._model, self._images[numbers])
@@ -94,7 +94,7 @@ class InMemoryTraining:
 
 
 def pythae_trainer(setting: Setting) -> Runner:
-    """pythae's own trainer, its VAE given this model's encoder and decoder."""
+    """pythae's own trainer; its VAE has the encoder and decoder of this model."""
     from pythae.data.datasets import BaseDataset  # pyright: ignore[reportMissingImports]
     from pythae.models import VAE as PythaeVAE  # pyright: ignore[reportMissingImports]
     from pythae.models import VAEConfig  # pyright: ignore[reportMissingImports]
@@ -129,7 +129,7 @@ def pythae_trainer(setting: Setting) -> Runner:
     model = PythaeVAE(
         VAEConfig(input_dim=(784,), latent_dim=setting.latent_dim, reconstruction_loss="bce"), Encoder(), Decoder()
     )
-    with tempfile.TemporaryDirectory() as folder:  # it makes one in it at once, and in a step needs none
+    with tempfile.TemporaryDirectory() as folder:  # the trainer makes a folder in it now, and uses none in its steps
         trainer = BaseTrainer(
             model,
             BaseDataset(train_images, torch.zeros(len(train_images))),
@@ -143,7 +143,7 @@ def pythae_trainer(setting: Setting) -> Runner:
     def run() -> float:
         nonlocal epoch
         epoch += 1
-        # The mean over the batches of the mean loss of each.
+        # The mean over the batches of each batch's mean loss.
         return float(trainer.train_step(epoch))
 
     return Runner(run)

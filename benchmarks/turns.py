@@ -1,6 +1,6 @@
-"""Measuring without one thing disturbing another: every contender in a process of its own, timed in turn.
+"""Times contenders in turn, each in a process of its own, so that they do not disturb each other.
 
-Imports neither NumPy, jax nor torch: what a child process measures must not start in its parent.
+Imports neither NumPy, jax nor torch, because the children measure their own imports and threads.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Longer than any single piece of work of the suite; what takes longer hangs.
+# No single piece of work of the suite takes so long: a child that does not answer in this time hangs.
 PATIENCE_S = 900
-# Before each run: the threads of the contender before it spin for a while before they sleep.
+# The pause before each run: the threads of the contender before it spin for a while before they sleep.
 REST_S = 0.2
 
 
 class Setting(NamedTuple):
-    """The size of the task that contenders are given."""
+    """The size of the task that all contenders do."""
 
     images: int = 60000
     batch_size: int = 128
@@ -35,15 +35,15 @@ class Runner(NamedTuple):
     """A contender that is ready to run."""
 
     run: Callable[[], Any]  # returns when the device has finished; what it returns must be picklable
-    share: float = 1.0  # part of the task that one run does; its seconds are scaled up by it
+    share: float = 1.0  # the part of the task that a run does; its seconds are scaled up to the whole
 
 
 class Measured(NamedTuple):
-    """What was seen of a contender; without `seconds`, `failure` says why."""
+    """The times of a contender; where `seconds` is empty, `failure` says why."""
 
     name: str
-    prepare_s: float | None  # imports, data, initialization, and compilation where it is done ahead
-    first_s: float | None  # the first run, unscaled: warm-up, and compilation where it is done on demand
+    prepare_s: float | None  # imports, data, initialization, and compilation if it is done ahead
+    first_s: float | None  # the first run, unscaled: warm-up, and compilation if it is done on demand
     seconds: list[float]  # of each further run, scaled to the whole task
     returned: list[Any]
     failure: str = ""
@@ -59,14 +59,14 @@ def take_turns(contenders: Mapping[str, str], setting: Setting, rounds: int) -> 
     Args:
       contenders: Name -> "module:function", a function of the setting that returns a `Runner`.
       setting: The task.
-      rounds: Timed runs of each, after one that warms up.
+      rounds: Timed runs of each, after a run that warms up.
 
     Returns:
-      One entry for each contender, in order. One that cannot run has its reason in `failure`.
+      An entry for each contender, in order; `failure` says why a contender could not run.
     """
     workers = {name: Worker("benchmarks.turns:serve", place, setting) for name, place in contenders.items()}
     found = {}
-    # Preparing compiles, which takes all cores: in turn too. Started only now, or they would all import at once.
+    # They prepare in turn too: compilation takes all cores, and so would the imports of all at once.
     for name, worker in workers.items():
         _say(f"  {name}: preparing")
         worker.start()
@@ -92,22 +92,22 @@ def take_turns(contenders: Mapping[str, str], setting: Setting, rounds: int) -> 
 
 
 def isolated(place: str, *arguments: Any) -> Any:
-    """Calls "module:function" in a fresh process, so that its imports, threads and memory are its own.
+    """Calls "module:function" in a fresh process, which has its own imports, threads and memory.
 
     Raises:
-      RuntimeError: The function raised or its process died; the message says how.
+      RuntimeError: The function raised an error or its process died; the message says how.
     """
     return isolated_together([place], *arguments)[0]
 
 
 def isolated_together(places: list[str], *arguments: Any) -> list[Any]:
-    """Calls several functions at the same time with the same arguments, each in a fresh process with its own cores.
+    """Calls several functions with the same arguments at the same time, each in a fresh process on its own cores.
 
     Raises:
-      RuntimeError: One raised or its process died; the message says how.
+      RuntimeError: A function raised an error or its process died; the message says how.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    # All cores for one; a disjoint part for each of several where there are enough.
+    # A single process gets all cores; several get disjoint parts, if there are enough cores.
     parts = [cores[number :: len(places)] for number in range(len(places))]
     workers = [
         Worker("benchmarks.turns:answer", place, part, *arguments) for place, part in zip(places, parts, strict=True)
@@ -124,7 +124,7 @@ def isolated_together(places: list[str], *arguments: Any) -> list[Any]:
 
 
 class Worker:
-    """A child process at the other end of a pipe."""
+    """A child process, connected by a pipe."""
 
     def __init__(self, target: str, *arguments: Any):
         self._target, self._arguments = target, arguments
@@ -139,13 +139,13 @@ class Worker:
         theirs.close()
 
     def ask(self, message: str) -> Any:
-        """What it answers; see `receive`."""
-        with contextlib.suppress(OSError):  # it is dead, which `receive` says
+        """Sends a message and returns the answer; see `receive`."""
+        with contextlib.suppress(OSError):  # the child is dead, as `receive` will report
             self._pipe.send(message)
         return self.receive()
 
     def receive(self) -> Any:
-        """The next message, or a `Measured` with a failure if there will be none."""
+        """The next message of the child, or a `Measured` with a failure if it is dead or hangs."""
         try:
             if self._pipe.poll(PATIENCE_S):
                 return self._pipe.recv()
@@ -156,22 +156,22 @@ class Worker:
             return _failed(f"failed: its process ended with code {self._process.exitcode}")
 
     def stop(self) -> None:
-        """Closing the pipe ends the child."""
+        """Ends the child by closing the pipe."""
         self._pipe.close()
         self._process.join(timeout=10)
         self._process.kill()
 
 
 def _enter(pipe: Connection, target: str, arguments: tuple) -> None:
-    """The child's life: whatever goes wrong in it becomes a message."""
-    # The cards of one GPU machine are shared by the waiting contenders.
+    """The main function of a child: sends every error as a message."""
+    # The waiting contenders share the memory of the GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # Everyone multiplies in float32, as `vae_jax.fit` and PyTorch do; JAX alone would take TF32 on some GPUs.
+    # All multiply in full float32, as `vae_jax.fit` and PyTorch do; by default JAX uses TF32 on some GPUs.
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-    # Progress bars and banners of other people's trainers.
+    # Other trainers print progress bars and banners.
     os.environ["TQDM_DISABLE"] = "1"
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
             _resolve(target)(pipe, *arguments)
     except EOFError:
         pass
@@ -183,7 +183,7 @@ def _enter(pipe: Connection, target: str, arguments: tuple) -> None:
 
 
 def serve(pipe: Connection, place: str, setting: Setting) -> None:
-    """Prepares a contender, warms it up, and runs it once for every message."""
+    """Prepares a contender, warms it up, and runs it once for each message."""
     start = time.perf_counter()
     runner: Runner = _resolve(place)(setting)
     prepared = time.perf_counter()
@@ -196,7 +196,7 @@ def serve(pipe: Connection, place: str, setting: Setting) -> None:
 
 
 def answer(pipe: Connection, place: str, cores: list[int], *arguments: Any) -> None:
-    """Sends what a function returns, in a tuple; it may use these cores only, or any if none is named."""
+    """Calls a function on the given cores (an empty list means all), and sends its result in a tuple."""
     if cores:
         os.sched_setaffinity(0, cores)
     pipe.send((_resolve(place)(*arguments),))

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -12,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-import torch_ref.train
-import vae_jax.train
-from vae_jax import Dataset, TrainConfig, create_state, load, shuffled_batches, signals, train_epoch
+from vae_jax import Dataset, TrainConfig, create_state, load, shuffled_batches, train_epoch
+from vae_jax.system import signals
 
-# What one test process or command has compiled, the others need not: set before they start.
+# What one test process or command has compiled, the others need not: they inherit the environment.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vae_jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    # This process has read its environment already.
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-# The same examples every time; what they cost in time is no matter for a test.
+# The same examples every time, however long they take.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
@@ -36,7 +39,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """A command in this process takes SIGINT and SIGTERM over for good."""
+    """Puts the signal handlers back, which a command in this process replaces for good."""
     before = {signum: signal.getsignal(signum) for signum in signals.STOPS}
     yield
     for signum, handler in before.items():
@@ -44,16 +47,22 @@ def signal_handlers():
 
 
 @pytest.fixture(scope="session")
-def mnist():
+def mnist() -> Dataset:
     return load("mnist")
 
 
-@pytest.fixture
-def few_images(monkeypatch, mnist):
-    """The first images of MNIST, enough to train on for a moment, in the place of every set."""
-    few = Dataset(*(array[:600] for array in mnist))
-    for module in (vae_jax.train, torch_ref.train):
-        monkeypatch.setattr(module, "load", lambda *_: few)
+@pytest.fixture(scope="session")
+def few_images(mnist) -> Dataset:
+    """The first images of MNIST, enough to train on for a moment."""
+    return Dataset(*(array[:600] for array in mnist))
+
+
+@pytest.fixture(scope="session")
+def few_images_file(few_images, tmp_path_factory) -> Path:
+    """The same as a file for `--data`."""
+    file = tmp_path_factory.mktemp("few") / "few.npz"
+    np.savez(file, **few_images._asdict())
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,18 @@
 """Options: every wrong one is one line with exit code 2, answered without jax, and nothing on disk has changed."""
 
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from vae_jax import InputError, TrainConfig, cli, fit
+from vae_jax import InputError, TrainConfig, fit
+from vae_jax.config import TorchTrainConfig
+from vae_jax.runs.workdir import Workdir
+from vae_jax.system import command_line
 
 WITHOUT_JAX = """
 import runpy, sys
@@ -73,7 +78,7 @@ def test_bad_options(option, value, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "argv", ["train", option, value])
     with pytest.raises(SystemExit) as stopped:
-        cli.run(fit, TrainConfig, "train")
+        command_line.run(fit, TrainConfig, "train")
     assert stopped.value.code == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -92,20 +97,70 @@ def test_a_bad_option_needs_no_jax(tmp_path):
 def test_a_missing_value_and_an_unknown_option(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "--epochs"])
     with pytest.raises(InputError, match="Missing value for argument '--epochs'"):
-        cli.parse(TrainConfig, "train")
+        command_line.parse(TrainConfig, "train")
     monkeypatch.setattr(sys, "argv", ["train", "--epoch", "3"])
     with pytest.raises(InputError, match=r"Unrecognized options: --epoch, 3; perhaps you meant: --epochs"):
-        cli.parse(TrainConfig, "train")
+        command_line.parse(TrainConfig, "train")
 
 
 def test_options_are_read(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "--epochs", "3", "--learning-rate", "1e-2", "--overwrite"])
-    assert cli.parse(TrainConfig, "train") == TrainConfig(epochs=3, learning_rate=0.01, overwrite=True)
+    assert command_line.parse(TrainConfig, "train") == TrainConfig(epochs=3, learning_rate=0.01, overwrite=True)
     monkeypatch.setattr(sys, "argv", ["train"])
-    assert cli.parse(TrainConfig, "train") == TrainConfig()
+    assert command_line.parse(TrainConfig, "train") == TrainConfig()
 
 
 def test_a_good_configuration_leaves_nothing_behind(tmp_path):
     before = listing(tmp_path)
-    TrainConfig(workdir=tmp_path / "a/b", export=tmp_path / "c/vae.pth").check()
+    config = TrainConfig(workdir=tmp_path / "a/b", export=tmp_path / "c/vae.pth")
+    config.check()
+    Workdir(config).check()
     assert listing(tmp_path) == before
+
+
+def test_options_are_converted_to_their_types(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = {"seed": np.int64(3), "batch_size": np.uint8(7), "beta": np.float32(2), "data": Path("set.npz")}
+    config = TrainConfig(workdir="~/run", export="vae.pth", **options)  # pyright: ignore
+    assert config.workdir == Path("/home/me/run") and config.export == Path("vae.pth")
+    assert (config.seed, config.batch_size, config.beta, config.data) == (3, 7, 2.0, "set.npz")
+    assert [type(value) for value in (config.seed, config.beta, config.data)] == [int, float, str]
+    config.check()
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1.0}, {"epochs": "3"}, {"beta": "x"}, {"epochs": True}, {"seed": None}])
+def test_wrong_types_are_refused(changes):
+    (name,) = changes
+    with pytest.raises(InputError, match=f"^--{name} .*: expected "):
+        TrainConfig(**changes).check()
+
+
+def test_the_recipe_is_what_decides_the_model():
+    assert {"data", "seed", "init", "matmul_precision"} <= TrainConfig().recipe.keys()
+    assert not {"workdir", "epochs", "data_dir", "export"} & TrainConfig().recipe.keys()
+    assert not {"workdir", "overwrite"} & {field.name for field in dataclasses.fields(TorchTrainConfig)}
+
+
+MODULES = ["vae_jax.train", "vae_jax.evaluate", "vae_jax.generate", "torch_ref.train", "torch_ref.convert"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_imports_neither_jax_nor_torch(module, tmp_path):
+    code = (
+        "import atexit, runpy, sys; sys.argv = ['x', '--help']\n"
+        "atexit.register(lambda: print('imported', {'jax', 'torch'} & sys.modules.keys()))\n"
+        f"runpy.run_module('{module}', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout and result.stdout.endswith("imported set()\n")
+
+
+def test_the_console_command(tmp_path):
+    def vae_jax(*words):
+        return subprocess.run([sys.executable, "-m", "vae_jax", *words], cwd=tmp_path, capture_output=True, text=True)
+
+    assert "evaluate" in vae_jax("--help").stdout
+    assert (vae_jax("trian").returncode, vae_jax("trian").stderr.count("\n")) == (2, 1)
+    assert "--learning-rate" in vae_jax("train", "--help").stdout
+    assert vae_jax("train", "--epochs", "0").stderr.startswith("error: --epochs 0: expected a whole number")

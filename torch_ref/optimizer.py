@@ -1,4 +1,4 @@
-"""A PyTorch training checkpoint, `{"model": ..., "optimizer": adam.state_dict()}`, as what JAX goes on from."""
+"""Reads a PyTorch training checkpoint, `{"model": ..., "optimizer": adam.state_dict()}`, for JAX to continue from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,59 +7,59 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_ref import convert
-from torch_ref.convert import Params, StateDict, WeightsError
+from torch_ref.layouts import Params, StateDict, is_dense, model_of, to_params
 from vae_jax.config import FLOAT32_MAX
+from vae_jax.system.errors import WeightsError
 
 # Where a checkpoint's dict keeps the optimizer.
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state", "optimizer_state_dict")
-# They are counted in an int32, which has to leave room for further ones.
-MOST_STEPS = 10**9
-# What `vae_jax.optimizer.adam` computes: with any of these otherwise, it would go on differently.
+# JAX counts steps in an int32, which has to leave room for further ones.
+MAX_STEPS = 10**9
+# The settings with which `vae_jax.adam` computes the same steps.
 SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
-# What else torch.optim.Adam and AdamW, or a schedule, store of a group; it changes no step.
+# Other entries of a group, by torch.optim.Adam, AdamW or a schedule, that change no step.
 PASSIVE = {"lr", "params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
 PASSIVE |= {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
 class Adam(NamedTuple):
-    """The state of Adam: `optax.ScaleByAdamState(count, mu, nu)` is the same."""
+    """The state of Adam; its first three fields are those of `optax.ScaleByAdamState`."""
 
     count: int  # steps taken  # pyright: ignore[reportIncompatibleMethodOverride]
-    mu: Params  # means of the gradients, of the shapes and the type of the parameters
+    mu: Params  # means of the gradients, with the shapes and the type of the parameters
     nu: Params  # means of their squares
     learning_rate: float
 
 
 class Checkpoint(NamedTuple):
-    """A model, and its optimizer where the file has one."""
+    """A model, and its optimizer if the file has one."""
 
     params: Params
     adam: Adam | None
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Reads a model and the state of its Adam, from a source that need not be trusted: no code in it is run.
+    """Reads a model and the state of its Adam. The file need not be trusted: no code in it is run.
 
     Args:
-      path: What `convert.load` reads: a state dict, or a dict with one under one of `convert.MODEL_KEYS`. Such a dict
-        may have `torch.optim.Adam.state_dict()` under one of `OPTIMIZER_KEYS`; what else it holds is not looked at, and
-        may be dense tensors, numbers, texts, lists and dicts.
+      path: A file that `convert.load` reads. A checkpoint's dict may have `torch.optim.Adam.state_dict()` under one of
+        `OPTIMIZER_KEYS`. It may also hold other tensors, numbers, texts, lists and dicts, which are ignored.
 
     Returns:
-      The model in the parameter tree's form, and Adam's state, if there is one, in the same form.
+      The model, and Adam's state or None, both in the form of the parameter tree.
 
     Raises:
-      WeightsError: The file does not hold this model, or its optimizer is not one that `vae_jax.optimizer.adam` can
-        continue exactly: other settings, or an entry that is missing, unknown, or of a wrong shape, type or value.
+      WeightsError: The file does not hold this model, or `vae_jax.adam` cannot continue its optimizer exactly: it has
+        other settings, or an entry that is missing, unknown, or of a wrong shape, type or value.
     """
-    with convert.naming(path):
+    with convert.explain_errors(path):
         entries = convert.read(path)
-        state_dict = convert.model_of(entries)
-        params = convert.to_params(state_dict)
-        found = [key for key in OPTIMIZER_KEYS if entries.get(key) is not None]
+        state_dict = model_of(entries)
+        params = to_params(state_dict)
         for key, entry in entries.items():
             if key not in OPTIMIZER_KEYS and isinstance(entry, Mapping) and "param_groups" in entry:
                 raise WeightsError(f"key {key:.80}: is an optimizer; expected it under {', '.join(OPTIMIZER_KEYS)}")
+        found = [key for key in OPTIMIZER_KEYS if entries.get(key) is not None]
         if len(found) > 1:
             raise WeightsError(f"holds both {found[0]} and {found[1]}; expected one of them")
         if not found:
@@ -75,14 +75,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
     state, groups = (_of(dict, optimizer, "it").get(key) for key in ("state", "param_groups"))
     learning_rate = _learning_rate(_of(list, groups, "param_groups"), list(state_dict))
-
-    zeros = {key: torch.zeros_like(tensor) for key, tensor in state_dict.items()}
-    if not _of(dict, state, "state"):  # it has not stepped yet
-        return Adam(0, convert.to_params(zeros), convert.to_params(zeros), learning_rate)
+    if not _of(dict, state, "state"):  # before the first step
+        zeros = {key: torch.zeros_like(tensor) for key, tensor in state_dict.items()}
+        return Adam(0, to_params(zeros), to_params(zeros), learning_rate)
     _require_keys(state, range(len(state_dict)), "state")
     counts = []
-    averages: dict[str, StateDict] = {"exp_avg": {}, "exp_avg_sq": {}}
-    # Adam numbers the parameters in the model's order, which is that of its state dict.
+    mu: StateDict = {}
+    nu: StateDict = {}
+    # Adam numbers the parameters in the model's order, which is also the order of its state dict.
     for index, (key, parameter) in enumerate(state_dict.items()):
         where = f"state[{index}]"
         entry = _of(dict, state[index], where)
@@ -90,16 +90,15 @@ def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
         counts.append(_count(entry["step"], f"{where}.step"))
         if counts[-1] != counts[0]:
             raise WeightsError(f"{where}.step is {counts[-1]}; expected {counts[0]}, as in state[0]")
-        for name, average in averages.items():
-            average[key] = _average(entry[name], parameter, f"{where}.{name} ({key})")
-            if name == "exp_avg_sq" and (average[key] < 0).any():
-                raise WeightsError(f"{where}.{name} ({key}) holds negative values; expected means of squares")
-    mu, nu = map(convert.to_params, averages.values())
-    return Adam(counts[0], mu, nu, learning_rate)
+        mu[key] = _average(entry["exp_avg"], parameter, f"{where}.exp_avg ({key})")
+        nu[key] = _average(entry["exp_avg_sq"], parameter, f"{where}.exp_avg_sq ({key})")
+        if (nu[key] < 0).any():
+            raise WeightsError(f"{where}.exp_avg_sq ({key}) holds negative values; expected means of squares")
+    return Adam(counts[0], to_params(mu), to_params(nu), learning_rate)
 
 
 def _learning_rate(groups: list[Any], parameters: list[str]) -> float:
-    """The one step size of all groups, whose other settings have to be those of ours."""
+    """Checks the settings of all groups, and returns their learning rate."""
     if not 0 < len(groups) <= len(parameters):
         raise WeightsError(f"has {len(groups)} param_groups; expected one, or several with the same settings")
     numbers: list[Any] = []
@@ -109,15 +108,16 @@ def _learning_rate(groups: list[Any], parameters: list[str]) -> float:
         where = f"param_groups[{index}]"
         _of(dict, group, where)
         for name, expected in SETTINGS.items():
-            # Adam of before PyTorch 1.12 has no `maximize`.
+            # Before 1.12, PyTorch's Adam had no `maximize`.
             found = group.get(name, False if name == "maximize" else None)
             if found is None:
                 raise WeightsError(f"{where}.{name} is missing; expected the state of torch.optim.Adam")
-            if not _is_simple(found) or found != expected:
+            if not _is_plain(found) or found != expected:
                 raise WeightsError(f"{where}.{name} is {_shown(found)}; expected {expected}, as JAX trains")
         if unknown := group.keys() - SETTINGS - PASSIVE:
-            name = min(map(str, unknown))
-            raise WeightsError(f"{where}.{name:.80} is unknown; expected the state of torch.optim.Adam")
+            raise WeightsError(
+                f"{where}.{min(map(str, unknown)):.80} is unknown; expected the state of torch.optim.Adam"
+            )
         rate = _number(group.get("lr"))
         if type(rate) not in (int, float) or not 0 < rate <= FLOAT32_MAX:
             raise WeightsError(f"{where}.lr is {_shown(rate)}; expected a finite number above 0")
@@ -127,32 +127,26 @@ def _learning_rate(groups: list[Any], parameters: list[str]) -> float:
         numbers += _of(list, group.get("params"), f"{where}.params")
         names += _of(list, group.get("param_names", []), f"{where}.param_names")
     if numbers != list(range(len(parameters))):
-        raise WeightsError(f"param_groups have other params than 0 to {len(parameters) - 1} in order; expected these")
+        raise WeightsError(f"param_groups have other params than 0 to {len(parameters) - 1} in this order")
     if names and names != parameters:
-        raise WeightsError("param_groups have other param_names than the model, or in another order; expected its own")
+        raise WeightsError("param_groups have other param_names than the keys of the model in their order")
     return rates[0]
 
 
 def _count(step: Any, where: str) -> int:
-    """Steps taken."""
     step = _number(step)
-    if type(step) not in (int, float) or not 0 <= step <= MOST_STEPS or step != int(step):
-        raise WeightsError(f"{where} is {_shown(step)}; expected a whole number from 0 to {MOST_STEPS}")
+    if type(step) not in (int, float) or not 0 <= step <= MAX_STEPS or step != int(step):
+        raise WeightsError(f"{where} is {_shown(step)}; expected a whole number from 0 to {MAX_STEPS}")
     return int(step)
 
 
-def _number(value: Any) -> Any:
-    """A number that may stand in a tensor of one, as PyTorch keeps some."""
-    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
-
-
 def _average(tensor: Any, parameter: torch.Tensor, where: str) -> torch.Tensor:
-    if not isinstance(tensor, torch.Tensor):
+    if not is_dense(tensor):
         raise WeightsError(f"{where} is {_shown(tensor)}; expected a dense tensor")
     if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
         raise WeightsError(
-            f"{where} is {list(tensor.shape)} of {tensor.dtype}; expected {list(parameter.shape)} of {parameter.dtype},"
-            " as the parameter"
+            f"{where} is {list(tensor.shape)} of {tensor.dtype}; expected {list(parameter.shape)} of"
+            f" {parameter.dtype}, as the parameter has"
         )
     if not torch.isfinite(tensor).all():
         raise WeightsError(f"{where} holds values that are NaN or infinite; expected finite ones")
@@ -173,13 +167,17 @@ def _of(kind: type, value: Any, where: str) -> Any:
     return value
 
 
-def _is_simple(value: Any) -> bool:
-    """Whether it is a number, a text or a pair of numbers; a tensor or a nest compares and prints otherwise."""
+def _number(value: Any) -> Any:
+    """PyTorch keeps some numbers in a tensor of one value."""
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, a text or a pair of numbers: comparing or printing others may take forever."""
     if type(value) is tuple and len(value) == 2:
         return all(type(number) in (int, float) for number in value)
     return type(value) in (int, float, bool, str)
 
 
 def _shown(value: Any) -> str:
-    """A value in short."""
-    return f"{value}"[:80] if _is_simple(value) else type(value).__name__
+    return f"{value}"[:80] if _is_plain(value) else type(value).__name__

@@ -35,12 +35,12 @@ Split = Literal["test", "train"]
 class Bounds(NamedTuple):
     """The values that an option accepts."""
 
-    least: float
-    most: float
+    least: int | float
+    most: int | float
     exclusive: bool = False  # whether `least` itself is refused
     hint: str = ""
 
-    def accept(self, value: float) -> bool:
+    def accept(self, value: int | float) -> bool:
         return (self.least < value if self.exclusive else self.least <= value) and value <= self.most
 
     def describe(self, whole: bool) -> str:
@@ -54,7 +54,9 @@ class Bounds(NamedTuple):
         return f"{number} from {self.least} to {self.most}"
 
 
-def bounded(default: Any, least: float, most: float = math.inf, *, exclusive: bool = False, hint: str = "") -> Any:
+def bounded(
+    default: Any, least: int | float, most: int | float = math.inf, *, exclusive: bool = False, hint: str = ""
+) -> Any:
     """A dataclass field with bounds, which `Options.check` reads."""
     return dataclasses.field(default=default, metadata={"bounds": Bounds(least, most, exclusive, hint)})
 
@@ -152,7 +154,7 @@ class Recipe(SharedRecipe):
     """Start from the weights in this PyTorch file (.pth, .safetensors), and from its Adam state if it has one."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
     """Where image sets are found, and how large they may be."""
 
@@ -217,12 +219,13 @@ class TorchTrainConfig(DataOptions, SharedRecipe):
     """State dict to write at the end."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class ModelOptions(DataOptions):
     """A trained model, and the images to show it."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.pth|WORKDIR")]
     """Weights file in any known layout (.pth, .safetensors), or the workdir of a run."""
+    _: dataclasses.KW_ONLY
     data: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     """Image set; by default that of the run, else `mnist`."""
     binarize: Annotated[Binarize | None, tyro.conf.arg(metavar="|".join(get_args(Binarize)))] = None
@@ -253,12 +256,13 @@ class EvaluateConfig(ModelOptions):
 Numbers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class GenerateConfig(ModelOptions):
     """Draw what a trained model makes."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="PICTURE.png|X.npz")]
     """Picture to write, or the arrays of it."""
+    _: dataclasses.KW_ONLY
     draw: bool = False
     """Show Bernoulli draws of the pixels instead of their means."""
     seed: int = bounded(0, 0, 2**32 - 1)

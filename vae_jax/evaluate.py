@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vae_jax.config import EvaluateConfig
-from vae_jax.runs.trained import read_with_images
+from vae_jax.runs.trained import images_for, read
 from vae_jax.runs.workdir import CONFIG
 from vae_jax.system import command_line
 from vae_jax.system.console import say
@@ -62,7 +62,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     config.check()
     if config.json is not None:
         require_writable("--json", config.json, config.model, config.model / CONFIG, Path(config.data or ""))
-    trained, data, dataset, rule = read_with_images(config)
+    trained = read(config.model)
+    data, dataset, rule = images_for(config, trained)
     images = dataset.test_images if config.split == "test" else dataset.train_images
     if len(images) < 2:
         raise InputError(f"--split {config.split}: --data {data} has {len(images)} image; a standard error needs two")

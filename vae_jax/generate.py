@@ -12,7 +12,7 @@ from vae_jax.config import GenerateConfig, Interpolate, Manifold, Reconstruct, S
 from vae_jax.data.dataset import BUNDLED
 from vae_jax.pictures import kinds
 from vae_jax.pictures.kinds import Picture
-from vae_jax.runs.trained import Trained, read_with_images
+from vae_jax.runs.trained import Trained, images_for, read
 from vae_jax.runs.workdir import CONFIG
 from vae_jax.system import command_line
 from vae_jax.system.console import say
@@ -33,7 +33,7 @@ def generate(config: GenerateConfig) -> Picture:
     """
     config.check()
     _check(config)
-    trained, data, dataset, rule = read_with_images(config)
+    trained = read(config.model)
     if isinstance(config, Manifold) and trained.latent_dim != 2:
         raise InputError(
             f"{config.model}: has {trained.latent_dim} latent dimensions, and `manifold` shows 2;"
@@ -41,8 +41,9 @@ def generate(config: GenerateConfig) -> Picture:
         )
     if isinstance(config, Traverse) and config.dimensions is not None and config.dimensions > trained.latent_dim:
         raise InputError(f"--dimensions {config.dimensions}: the model has {trained.latent_dim}; ask for fewer")
-    _require_other_file(config, trained, data)
+    _require_other_file(config, trained)
     _require_drawable(config, trained)
+    _, dataset, rule = images_for(config, trained)
     rng = np.random.default_rng(config.seed)
     numbers = _numbers(config, len(dataset.test_images), rng)
 
@@ -95,13 +96,13 @@ def _check(config: GenerateConfig) -> None:
             raise InputError(f"--numbers {numbers}: expected pairs, so an even count of numbers")
 
 
-def _require_other_file(config: GenerateConfig, trained: Trained, data: str) -> None:
+def _require_other_file(config: GenerateConfig, trained: Trained) -> None:
     """The picture must not replace the files that it is made from."""
     sources = {
         config.model: "the model itself",
         config.model / CONFIG: "the run's config.json",
         Path(trained.options.get("export", config.model)): "the model itself",
-        Path(data): "the image set",
+        Path(config.data or trained.options.get("data", "")): "the image set",
         BUNDLED: "the image set mnist",
     }
     for path, what in sources.items():
@@ -118,7 +119,7 @@ def _require_drawable(config: GenerateConfig, trained: Trained) -> None:
             images, options = 2 * (len(config.numbers) or config.count), "--count or --numbers"
         case Interpolate():
             rows = len(config.numbers) // 2 or config.count
-            images, options = rows * config.steps, "--steps, --count or --numbers"
+            images, options = rows * (config.steps + 2), "--steps, --count or --numbers"
         case Traverse():
             images, options = (config.dimensions or trained.latent_dim) * config.steps, "--steps or --dimensions"
         case Manifold():

@@ -54,14 +54,19 @@ def fit(
         from vae_jax.runs.checkpoint import Checkpoints
         from vae_jax.runs.feed import Feed
         from vae_jax.runs.logs import Logs, describe_losses
-        from vae_jax.runs.progress import initial_progress
+        from vae_jax.runs.progress import initial_progress, read_init, require_memory
+
+    pixels = math.prod(dataset.image_shape)
+    if model is None:
+        require_memory(config, pixels)
+    init = read_init(config, pixels) if workdir.begins_anew else None
 
     with workdir.lock(), jax.default_matmul_precision(config.matmul_precision):
         workdir.sweep()
         checkpoints = Checkpoints(config, workdir, dataset)
         progress = None if config.overwrite else checkpoints.newest(model)
         if progress is None:
-            progress = initial_progress(config, math.prod(dataset.image_shape), model)
+            progress = initial_progress(config, pixels, model, init)
             workdir.clear()
         elif len(progress.history) + bool(progress.bce) > config.epochs:
             raise InputError(

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from torch_ref import train as torch_train
-from vae_jax import steps, train
-from vae_jax.binarize import binarize, draw
-from vae_jax.config import TrainConfig
+from vae_jax import TrainConfig, fit
+from vae_jax.core import steps
+from vae_jax.core.binarize import binarize, draw
 
 KEY = jax.random.key(7)
 BYTES = jnp.arange(256, dtype=jnp.uint8)[None]  # every grey value once
@@ -135,7 +135,7 @@ def test_training_under_a_rule_is_training_on_images_made_binary(rule, tmp_path)
             workdir=tmp_path / name,
             export=tmp_path / f"{name}.pth",
         )
-        histories.append([dataclasses.replace(metrics, seconds=0.0) for metrics in train.fit(config)[1]])
+        histories.append([dataclasses.replace(metrics, seconds=0.0) for metrics in fit(config)[1]])
     assert histories[0] == histories[1]
 
 

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from vae_jax import (
     VAE,
     TrainConfig,
+    adam,
     create_state,
     draw_eps,
     eval_epoch,
@@ -70,7 +72,7 @@ def test_train_epoch_is_train_step_over_its_batches(images):
         return jnp.sum(losses(VAE(16, 3, PIXELS).apply({"params": params}, pixels, eps), pixels).loss)
 
     loss, gradients = jax.value_and_grad(total)(state.params)
-    updates, _ = state.tx.update(gradients, state.opt_state, state.params)
+    updates, _ = adam(state.learning_rate).update(gradients, state.opt_state)
     assert float(sums.loss[-1]) == pytest.approx(float(loss), rel=1e-5)
     assert_trees_close(by_epoch.params, jax.tree.map(jnp.add, state.params, updates))
     assert by_epoch.step == 7
@@ -126,12 +128,39 @@ def test_eval_epoch(images):
 
 
 def test_many_models_at_once(images):
-    # The state is a plain pytree: seeds are trained side by side by vmap alone.
+    # The state is a plain pytree: models of several seeds, rates and betas are trained side by side by vmap alone.
     batches = split_batches(jnp.arange(50), 10)
-    states = [create_state(TrainConfig(hidden_dim=16, latent_dim=3, seed=seed), PIXELS) for seed in (4, 5)]
-    states = [state.replace(model=states[0].model, tx=states[0].tx) for state in states]
+    settings = [{"seed": 4}, {"seed": 5, "beta": 2.0}, {"seed": 4, "learning_rate": 1e-2}]
+    states = [create_state(TrainConfig(hidden_dim=16, latent_dim=3, **setting), PIXELS) for setting in settings]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     together, _ = jax.vmap(train_epoch, in_axes=(0, None, None))(stacked, images, batches)
     for number, state in enumerate(states):
         alone, _ = train_epoch(state, images, batches)
         assert_trees_close(jax.tree.map(lambda leaf, n=number: leaf[n], together.params), alone.params, atol=1e-5)
+
+
+def test_one_compiled_step_serves_every_rate_and_beta(images):
+    settings = [{}, {"beta": 0.5}, {"learning_rate": 0.1}, {"seed": 9}]
+    states = [create_state(TrainConfig(hidden_dim=16, latent_dim=3, **setting), PIXELS) for setting in settings]
+    lowered = {train_step.lower(state, images).as_text() for state in states}
+    assert len(lowered) == 1
+
+
+def test_a_module_of_your_own_takes_the_same_way(images):
+    class Own(nn.Module):
+        def setup(self):
+            self.down, self.up = nn.Dense(6), nn.Dense(PIXELS)
+
+        def encode(self, images):
+            return jnp.split(self.down(images), 2, axis=-1)
+
+        def decode(self, z):
+            return self.up(z)
+
+    state = create_state(CONFIG, PIXELS, Own())
+    batches = split_batches(jnp.arange(50), 10)
+    state, first = train_epoch(state, images, batches)
+    for _ in range(20):
+        state, last = train_epoch(state, images, batches)
+    assert float(last.loss.sum()) < float(first.loss.sum())
+    assert eval_epoch(state, images, batches).loss.shape == (5,)

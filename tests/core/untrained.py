@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.estimate import Params
-from vae_jax.model import VAE
+from vae_jax.core.model import VAE, Params
 
 
 def init(model: VAE, seed: int = 0, scale: float = 1.0) -> Params:

@@ -1,8 +1,4 @@
-"""The servers that TFDS downloads from, on this machine: their files, remade from images at hand, behind their URLs.
-
-`python -m tests.tfds_server ARGUMENTS` is `python -m vae_jax.train ARGUMENTS` with `tfds:mnist`,
-`tfds:fashion_mnist` and `tfds:kmnist` served so, all from the bundled images.
-"""
+"""A server on this machine in the place of those that the MNIST family is downloaded from."""
 
 import contextlib
 import gzip
@@ -15,17 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
 
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import checksums
-from tensorflow_datasets.core.utils import Size
-from tensorflow_datasets.datasets.binarized_mnist import binarized_mnist_dataset_builder as binarized_mnist
-from tensorflow_datasets.image_classification import mnist
 
-from vae_jax.data import Dataset, load
+from vae_jax.data import Dataset
+from vae_jax.data.mnist_family import SETS, Source
 
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-MNIST_FAMILY = (mnist.MNIST, mnist.FashionMNIST, mnist.KMNIST)
-# What a request for a path does instead of sending the file.
+# Answers a request in another way than by sending the file.
 Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
@@ -39,34 +30,33 @@ def idx_files(dataset: Dataset) -> dict[str, bytes]:
     return {name: idx_bytes(array) for name, array in zip(IDX_NAMES, dataset, strict=True) if array is not None}
 
 
-def emnist_archive(dataset: Dataset, config: str) -> bytes:
-    """EMNIST's archive, with the files of one configuration."""
+def gzipped_idx_files(dataset: Dataset) -> dict[str, bytes]:
+    """The four original files as they are published."""
+    return {f"{name}.gz": gzip.compress(content, 1) for name, content in idx_files(dataset).items()}
+
+
+def emnist_archive(configs: dict[str, Dataset]) -> bytes:
+    """EMNIST's archive, with the files of some configurations."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
-        for name, content in idx_files(dataset).items():
-            name = f"gzip/emnist-{config}-{name.replace('t10k', 'test')}.gz"
-            file.writestr(name, gzip.compress(content, 1))
+        for config, dataset in configs.items():
+            for name, content in gzipped_idx_files(dataset).items():
+                file.writestr(f"gzip/emnist-{config}-{name.replace('t10k', 'test')}", content)
     return archive.getvalue()
 
 
 def amat_files(dataset: Dataset) -> dict[str, bytes]:
-    """The files of binarized MNIST, of 0 and 1 where pixels are below and above a half; validation is half of test."""
-    middle = len(dataset.test_images) // 2
-    parts = {
-        "train": dataset.train_images,
-        "valid": dataset.test_images[:middle],
-        "test": dataset.test_images[middle:],
-    }
+    """The files of binarized MNIST: 0 for pixels below a half, 1 for those above."""
     return {
         f"binarized_mnist_{part}.amat": "".join(
             " ".join("01"[int(pixel > 127)] for pixel in image.ravel()) + "\n" for image in images
         ).encode()
-        for part, images in parts.items()
+        for part, images in (("train", dataset.train_images), ("test", dataset.test_images))
     }
 
 
 class Server:
-    """Answers requests for `files` on 127.0.0.1; `faults` of a path come first, one a request."""
+    """Answers requests for `files` on 127.0.0.1; each of a file's `faults` answers one request for it first."""
 
     def __init__(self, files: dict[str, bytes]):
         self.files = files
@@ -106,46 +96,20 @@ class Server:
 
 
 def send(request: BaseHTTPRequestHandler, content: bytes, length: int | None = None) -> None:
-    """A file; with another `length` announced than is sent, where one is given."""
+    """Sends a file; `length`, if given, is announced in place of its real length."""
     request.send_response(200)
     request.send_header("Content-Length", str(len(content) if length is None else length))
     request.end_headers()
     request.wfile.write(content)
 
 
-@contextlib.contextmanager
-def redirected(url: str, files: dict[str, bytes]) -> Iterator[None]:
-    """TFDS's URLs of the MNIST family lead to `url`, and the checksums that it knows are those of `files`."""
-    with contextlib.ExitStack() as patches:
-        infos = {
-            url + name: checksums.UrlInfo(
-                size=Size(len(content)), checksum=hashlib.sha256(content).hexdigest(), filename=name
-            )
-            for name, content in files.items()
-        }
-        patches.enter_context(mock.patch.object(checksums, "get_all_url_infos", lambda: dict(infos)))
-        for builder in MNIST_FAMILY:
-            patches.enter_context(mock.patch.object(builder, "URL", url))
-        patches.enter_context(mock.patch.object(mnist.EMNIST, "URL", url + "gzip.zip"))
-        patches.enter_context(mock.patch.object(binarized_mnist, "_URL", url))
-        yield
+def source_at(url: str, name: str, files: dict[str, bytes]) -> Source:
+    """The entry of a set in `SETS`, for these files at another address."""
+    return SETS[name]._replace(url=url, sha256={file: hashlib.sha256(files[file]).hexdigest() for file in files})
 
 
 @contextlib.contextmanager
-def served(files: dict[str, bytes]) -> Iterator[Server]:
-    """TFDS's URLs of the MNIST family lead to a server with `files`."""
-    with Server(files) as server, redirected(server.url, files):
+def served(name: str, files: dict[str, bytes]) -> Iterator[Server]:
+    """Within the block, a server on this machine has the files of a set."""
+    with Server(files) as server, mock.patch.dict(SETS, {name: source_at(server.url, name, files)}):
         yield server
-
-
-def main() -> None:
-    from vae_jax import TrainConfig, cli, fit
-
-    files = {f"{name}.gz": gzip.compress(content, 1) for name, content in idx_files(load()).items()}
-    tfds.builder_cls("mnist")  # imported before it is patched
-    with served(files):
-        cli.run(fit, TrainConfig, "python -m tests.tfds_server")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Damaged image sets by the thousand: `python -m tests.fuzz_data --inputs 200000` or `--minutes 5`.
+"""Damaged image sets by the thousand: `python -m tests.fuzz.fuzz_data --inputs 200000` or `--minutes 5`.
 
 Every input is a sound file with bytes changed, cut, repeated or put in, or an archive around such an array. What
 `vae_jax.load` makes of it has to be images in bounds or a `DataError` of one line, in little memory and time. The first
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_jax.config import DataError
 from vae_jax.data import Dataset, load
+from vae_jax.system.errors import DataError
 
 MAX_GB = 0.001
 MAX_SECONDS = 2.0

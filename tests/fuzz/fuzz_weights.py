@@ -1,4 +1,4 @@
-"""Damaged and hostile weights files by the thousand: `python -m tests.fuzz_weights --inputs 100000` or `--minutes 5`.
+"""Damaged and hostile weights files: `python -m tests.fuzz.fuzz_weights --inputs 100000`, or `--minutes 5`.
 
 Every input is a sound state dict or checkpoint with bytes changed, its pickle rewritten, its archive repacked or its
 entries spoilt, or a file made to do harm. What `torch_ref` makes of it has to be finite weights of matching shapes, or
@@ -30,10 +30,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from tests.fuzz_data import NUMBERS, damaged
-from torch_ref import checkpoint, convert
-from torch_ref.convert import LAYOUTS, WeightsError
+from tests.fuzz.fuzz_data import NUMBERS, damaged
+from torch_ref import convert, optimizer
+from torch_ref.layouts import LAYOUTS
 from torch_ref.model import VAE
+from vae_jax.system.errors import WeightsError
 
 MAX_SECONDS = 10.0
 MAX_GROWTH_MB = 200
@@ -132,14 +133,14 @@ def sound_tree(rng: np.random.Generator) -> dict[str, Any]:
     state_dict = convert.to_state_dict(convert.to_params(model.state_dict()), layout)
     if rng.random() < 0.5:
         return state_dict
-    optimizer = torch.optim.Adam(model.parameters())
+    adam = torch.optim.Adam(model.parameters())
     if rng.random() < 0.8:
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
+        adam.step()
     names = [("model", "optimizer"), ("model_state_dict", "optimizer_state_dict"), ("state_dict", "optimizer")]
     model_key, optimizer_key = names[rng.integers(len(names))]
-    return {model_key: state_dict, optimizer_key: optimizer.state_dict(), "epoch": 3, "losses": [1.5, 1.25]}
+    return {model_key: state_dict, optimizer_key: adam.state_dict(), "epoch": 3, "losses": [1.5, 1.25]}
 
 
 def saved(tree: object, legacy: bool) -> bytes:
@@ -402,14 +403,14 @@ def check(path: Path, whole: bool) -> str:
       AssertionError: What came out is neither sound weights nor a `WeightsError` of one printable line.
     """
     try:
-        read = checkpoint.load_checkpoint(path) if whole else convert.load(path)
+        read = optimizer.load_checkpoint(path) if whole else convert.load(path)
     except WeightsError as error:
         message = str(error)
         assert message.isprintable(), f"not one printable line: {message[:500]!r}"
         assert len(message) < 1000 + 10 * len(str(path)), f"a long message: {message[:500]}"
         assert "MemoryError" not in message and "allocate" not in message, f"the memory gave out: {message}"
         return "refused"
-    if isinstance(read, checkpoint.Checkpoint):
+    if isinstance(read, optimizer.Checkpoint):
         check_params(convert.to_state_dict(read.params))
         if read.adam:
             count, mu, nu, learning_rate = read.adam

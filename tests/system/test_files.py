@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vae_jax.files import replacing, sweep
+from vae_jax.system.files import replacing, sweep
 
 
 def test_a_file_that_fails_leaves_the_old_one(tmp_path):
@@ -31,7 +31,7 @@ def test_a_signal_waits_until_the_file_is_there(tmp_path):
 
 def test_what_a_dead_process_has_left_is_removed(tmp_path):
     path = tmp_path / "a.txt"
-    script = "import os, sys; from pathlib import Path; from vae_jax.files import replacing\n"
+    script = "import os, sys; from pathlib import Path; from vae_jax.system.files import replacing\n"
     script += "with replacing(Path(sys.argv[1])): os._exit(0)"
     subprocess.run([sys.executable, "-c", script, path], check=True)
     assert len(list(tmp_path.iterdir())) == 1

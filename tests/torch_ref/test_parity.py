@@ -98,6 +98,7 @@ def hundred_adam_steps(mnist, dtype: str, hidden_dim: int, seed: int):
     images = mnist.train_images[:count].reshape(count, 784)
     state = create_state(TrainConfig(seed=seed, hidden_dim=hidden_dim))
     state = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state)
+    state = state.replace(learning_rate=jnp.asarray(1e-3, dtype))  # that of a float32 differs
     model = TorchVAE(hidden_dim).to(getattr(torch, dtype))
     model.load_state_dict(convert.to_state_dict(jax.device_get(state.params)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -131,8 +132,8 @@ def test_100_adam_steps(mnist, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_100_adam_steps_up_to_a_kink(mnist, dtype):
-    # With about one seed of three, one of 10 million inputs of ReLUs is zero but for rounding. There the two programs
-    # take different sides of the kink (either may be the one that differs from float64), and then drift apart.
+    # With about one seed in three, one of 10 million inputs of ReLUs is so close to zero that rounding decides its
+    # sign. There the two frameworks part (either may be the one that differs from float64), and then drift apart.
     for seed in (5, 2, 3, 4, 0):
         loss, torch_loss, params, torch_params = hundred_adam_steps(mnist, dtype, 400, seed)
         np.testing.assert_allclose(loss, torch_loss, rtol=2e-3)

@@ -1,12 +1,10 @@
-"""What a PyTorch user does with a trained model, without jax; and .safetensors files."""
+"""The PyTorch side without jax; and its commands, which answer before torch is imported."""
 
 import subprocess
 import sys
 import textwrap
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 import torch_ref
@@ -36,47 +34,25 @@ def test_the_documented_snippet_runs_without_jax(state_dict, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-def test_safetensors_there_and_back(state_dict, tmp_path):
-    path = tmp_path / "vae.safetensors"
-    convert.save(state_dict, path)
-    for loaded in (convert.load(path), safetensors.torch.load_file(path)):
-        assert loaded.keys() == state_dict.keys()
-        assert all(torch.equal(loaded[key], state_dict[key]) for key in state_dict)
-    assert [file.name for file in tmp_path.iterdir()] == ["vae.safetensors"]
+@pytest.mark.parametrize("module", ["convert", "layouts", "model", "optimizer", "pickles", "train"])
+def test_no_jax_is_imported(module):
+    code = f"import sys; import torch_ref.{module}; assert not {{'jax', 'flax', 'optax'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_command_converts_to_safetensors_and_layouts(state_dict, tmp_path):
-    convert.save(state_dict, tmp_path / "vae.pth")
-    convert.convert(convert.ConvertConfig(tmp_path / "vae.pth", tmp_path / "vae.safetensors", "fc-mu"))
-    assert "encoder.fc_mu.weight" in safetensors.torch.load_file(tmp_path / "vae.safetensors")
-    loaded = convert.load(tmp_path / "vae.safetensors")
-    assert all(torch.equal(loaded[key], state_dict[key]) for key in state_dict)
+@pytest.mark.parametrize("module", ["convert", "train"])
+def test_help_does_not_wait_for_torch(module):
+    code = f"""
+import runpy, sys
 
+class Refuse:
+    def find_spec(self, name, *_):
+        assert name != "torch"
 
-def test_safetensors_are_held_to_the_same(state_dict, tmp_path):
-    path = tmp_path / "vae.safetensors"
-    bias = state_dict["decoder.fc1.bias"]
-    faults = {
-        "missing from the state dict": {key: state_dict[key] for key in list(state_dict)[1:]},
-        "unknown in the state dict": state_dict | {"extra": bias.clone()},
-        "has shape": state_dict | {"decoder.fc1.bias": torch.zeros(9)},
-        "has type torch.float16": state_dict | {"decoder.fc1.bias": bias.half()},
-        "NaN": state_dict | {"decoder.fc1.bias": bias * np.nan},
-    }
-    for message, faulty in faults.items():
-        safetensors.torch.save_file(faulty, path)
-        with pytest.raises(convert.WeightsError, match=message):
-            convert.load(path)
-
-
-def test_files_that_are_no_safetensors(state_dict, tmp_path):
-    path = tmp_path / "vae.safetensors"
-    with pytest.raises(convert.WeightsError, match="cannot be read"):
-        convert.load(path)
-    torch.save(state_dict, path)
-    with pytest.raises(convert.WeightsError, match=r"safetensors.torch.save_file\(model.state_dict\(\)\)"):
-        convert.load(path)
-    convert.save(state_dict, path)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(convert.WeightsError, match="is not a file of plain tensors"):
-        convert.load(path)
+sys.argv = ["", "--help"]
+sys.meta_path.insert(0, Refuse())
+runpy.run_module("torch_ref.{module}", run_name="__main__")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"usage: python -m torch_ref.{module} ")

@@ -6,7 +6,7 @@ logvar, and `decode(z)`, which returns logits. A Flax module of your own with th
 """
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -125,7 +125,7 @@ class VAE(nn.Module):
 def init_params(model: nn.Module, key: Array, pixels: int) -> Params:
     """Draws the parameters of a module for images of so many pixels."""
 
-    def encode_and_decode(module: VAE, images: Array) -> Array:
+    def encode_and_decode(module: Any, images: Array) -> Array:
         return module.decode(module.encode(images)[0])
 
     return model.init(key, jnp.zeros((1, pixels)), method=encode_and_decode)["params"]

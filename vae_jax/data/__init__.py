@@ -1,4 +1,4 @@
-"""Image sets: files turned into NumPy arrays, one module a source. `load` is the one way in."""
+"""Image sets: one module per source turns files into NumPy arrays; `load` chooses the source."""
 
 from vae_jax.data.dataset import Dataset as Dataset
 from vae_jax.data.dataset import Pixels as Pixels

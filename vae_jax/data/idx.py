@@ -9,26 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
+from vae_jax.data.bounded import MAX_DEFLATE_RATIO, read_into, require_size
 from vae_jax.system.errors import DataError, reason
 
-# The parts of a set, by the beginning of their file's name.
+# How the name of each file begins.
 STEMS = {
     "train_images": "train-images",
     "train_labels": "train-labels",
     "test_images": "t10k-images",
     "test_labels": "t10k-labels",
 }
-# A byte of deflated data stands for at most 1,032 bytes: what declares more than that is refused before it is read.
-MAX_DEFLATE_RATIO = 1032
-CHUNK = 1 << 20
 
 
 def load(folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """Reads the four IDX files, gzipped or not, in `folder`, `folder/MNIST/raw` or `folder/raw`.
 
     Args:
-      folder: Where torchvision or a person has put the files.
-      max_bytes: The most that all arrays together may take in memory.
+      folder: A folder that torchvision or a person has filled.
+      max_bytes: The most bytes that all arrays together may take in memory.
 
     Returns:
       `train_images` and `test_images` ([images, height, width] or [images, height, width, channels]),
@@ -52,93 +50,42 @@ def read(
     """Reads one IDX file of bytes, gzipped or not.
 
     Args:
-      file: Open at its beginning, and seekable.
-      name: What messages call it.
+      file: The open file, at its beginning and seekable.
+      name: The file's name in messages.
       size: Length of the file in bytes.
-      dims: Numbers of dimensions that are welcome.
-      max_bytes: The most that the array may take in memory.
+      dims: The numbers of dimensions to accept.
+      max_bytes: The most bytes that the array may take in memory.
 
     Raises:
-      DataError: What the file holds is not what its header declares, or more than `max_bytes`.
+      DataError: The content does not match its header, or takes more than `max_bytes`.
     """
-    packed = file.read(2) == b"\x1f\x8b"
+    is_gzip = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    try:
-        if packed:
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                return _read(unpacked, name, size * MAX_DEFLATE_RATIO, dims, max_bytes)
+    if not is_gzip:
         return _read(file, name, size, dims, max_bytes)
+    try:
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            return _read(unpacked, name, size * MAX_DEFLATE_RATIO, dims, max_bytes)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{name}: damaged gzip file ({reason(error)}); expected a whole one; get the file again"
+            f"{name}: is a damaged gzip file ({reason(error)}); expected a complete one; get the file again"
         ) from None
 
 
 def _read(file: io.BufferedIOBase, name: str, length: int, dims: tuple[int, ...], max_bytes: int) -> np.ndarray:
-    """Reads what is left of `file` after decompression, which is at most `length` bytes."""
+    """Reads an uncompressed stream of at most `length` bytes."""
     expected = " or ".join(f"0x{0x800 + ndim:08x} ({ndim} dimensions of bytes)" for ndim in dims)
     magic = _read_exactly(file, 4, name)
     if magic not in [bytes([0, 0, 8, ndim]) for ndim in dims]:
         raise DataError(
             f"{name}: begins with 0x{magic.hex()}; expected the magic number of an IDX file, {expected};"
-            " is it the right file, and unpacked only once?"
+            " check that it is the right file, and gzipped at most once"
         )
     shape = tuple(np.frombuffer(_read_exactly(file, 4 * magic[3], name), ">u4").tolist())
     require_size(name, shape, math.prod(shape), length, max_bytes)
     array = np.empty(shape, np.uint8)
     read_into(file, array, name)
     return array
-
-
-def require_size(name: str, shape: tuple[int, ...], nbytes: int, length: int, max_bytes: int) -> None:
-    """Checks a declared size before any memory is taken for it.
-
-    Args:
-      name: What the message calls the file.
-      shape: The declared shape.
-      nbytes: What an array of that shape takes in memory.
-      length: The most bytes that the file can hold, unpacked.
-      max_bytes: The most that the array may take in memory.
-
-    Raises:
-      DataError: The array is empty, or would be too large for the file or for `max_bytes`.
-    """
-    if not nbytes:
-        raise DataError(f"{name}: is empty (shape {list(shape)}); expected at least one value")
-    if nbytes > max_bytes:
-        raise DataError(
-            f"{name}: declares shape {list(shape)}, {nbytes / 1e9:,.1f} GB; expected at most {max_bytes / 1e9:,.1f} GB;"
-            " where the file is sound, raise --max-data-gb"
-        )
-    if nbytes > length:
-        raise DataError(
-            f"{name}: declares shape {list(shape)}, {nbytes:,} bytes, more than the file can hold ({length:,});"
-            " expected a whole file; get it again"
-        )
-
-
-def read_into(file: io.BufferedIOBase, array: np.ndarray, name: str) -> None:
-    """Fills a contiguous array with the rest of a file.
-
-    Raises:
-      DataError: The file ends too early or too late.
-    """
-    bytes_wanted = array.reshape(-1).view(np.uint8).data
-    done = 0
-    while done < len(bytes_wanted):
-        count = file.readinto(bytes_wanted[done : done + CHUNK])
-        if not count:
-            raise DataError(
-                f"{name}: ends after {done:,} bytes of values; its header declares shape {list(array.shape)},"
-                f" {len(bytes_wanted):,} bytes; get the file again"
-            )
-        done += count
-    # Reading to the end is also what makes a compressed file check its checksum.
-    if file.read(1):
-        raise DataError(
-            f"{name}: goes on after the {len(bytes_wanted):,} bytes that its header declares (shape"
-            f" {list(array.shape)}); expected it to end there; get the file again"
-        )
 
 
 def _read_exactly(file: io.BufferedIOBase, count: int, name: str) -> bytes:
@@ -149,20 +96,20 @@ def _read_exactly(file: io.BufferedIOBase, count: int, name: str) -> bytes:
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    """The path of each part; the unpacked file where both are there, as torchvision leaves them."""
+    """The path of each file; the unpacked file where both exist, as torchvision leaves them."""
     for place in (folder, folder / "MNIST" / "raw", folder / "raw"):
         found = {part: path for part, stem in STEMS.items() if (path := _find_part(place, part, stem))}
-        if missing := [stem for part, stem in STEMS.items() if part not in found]:
-            if found:
-                raise DataError(
-                    f"--data {folder}: {place} holds {len(found)} of the four IDX files;"
-                    f" {' and '.join(missing)} (-idx3-ubyte or -idx1-ubyte, or the same with .gz) missing; add them"
-                )
-            continue
-        return found
+        missing = [stem for part, stem in STEMS.items() if part not in found]
+        if found and missing:
+            raise DataError(
+                f"--data {folder}: {place} holds {len(found)} of the four IDX files; add {' and '.join(missing)}"
+                " (-idx3-ubyte for images, -idx1-ubyte for labels; .gz or not)"
+            )
+        if found:
+            return found
     raise DataError(
         f"--data {folder}: holds no IDX files; expected train-images-idx3-ubyte, train-labels-idx1-ubyte,"
-        " t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, or the same with .gz, there or in MNIST/raw or raw"
+        " t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, gzipped or not, in it or in its MNIST/raw or raw"
     )
 
 

@@ -1,91 +1,106 @@
-"""Pictures of what a model makes: a grid of images, the latent points behind them, and the words around them.
+"""Pictures of what a model makes: a grid of images, the latent points behind them, and their labels.
 
-Each kind is a function of a `Coder`; imports neither jax nor torch, and matplotlib only to write a .png.
+Each kind of picture is a function of an `Autoencoder`. Imports neither jax nor torch, and matplotlib only to draw.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from vae_jax.files import replacing
+from vae_jax.config import LatentPath
+from vae_jax.system.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LatentPath = Literal["spherical", "linear"]
-
 
 @runtime_checkable
-class Coder(Protocol):
-    """A model of either framework, as these pictures see it."""
+class Autoencoder(Protocol):
+    """A trained model of any framework."""
 
     @property
     def latent_dim(self) -> int: ...
 
     def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels in [0, 1], [images, pixels], to mu and logvar, [images, latent] each."""
+        """mu and logvar, [images, latent] each, of pixels in [0, 1], [images, pixels]."""
         ...
 
     def decode(self, z: np.ndarray) -> np.ndarray:
-        """Latent points, [..., latent], to the means of the pixels, [..., pixels]."""
+        """The means of the pixels, [..., pixels], at latent points, [..., latent]."""
         ...
 
 
 class Picture(NamedTuple):
-    """A grid of images and what is written around it."""
+    """A grid of images, and the words around it."""
 
     images: Float[np.ndarray, "rows columns pixels"]  # means in [0, 1]; NaN where a place is empty
-    z: Float[np.ndarray, "rows columns latent"]  # NaN where an image is an original
+    z: Float[np.ndarray, "rows columns latent"]  # NaN where an image is an original or a place is empty
     title: str
-    row_labels: list[str]
-    column_labels: list[str]
+    row_labels: Sequence[str] = ()
+    column_labels: Sequence[str] = ()
+    row_axis: str = ""  # what the row labels measure
+    column_axis: str = ""
+    marks: Sequence[float] = ()  # for each row, the column to mark; 2.5 lies between columns 2 and 3, NaN marks nothing
 
 
-def sample(model: Coder, rng: np.random.Generator, count: int = 64) -> Picture:
-    """Draws z from N(0, I): `count` images, in as square a grid as they fill."""
+def sample(model: Autoencoder, rng: np.random.Generator, count: int = 64) -> Picture:
+    """Draws `count` points z from N(0, I) and decodes them, in a grid that is as square as possible."""
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     z = np.full((rows * columns, model.latent_dim), np.nan, np.float32)
     z[:count] = rng.standard_normal((count, model.latent_dim), np.float32)
     z = z.reshape(rows, columns, -1)
-    return Picture(model.decode(z), z, "samples from the prior", [], [])
+    return Picture(model.decode(z), z, "Samples from the prior")
 
 
-def reconstruct(model: Coder, images: Float[np.ndarray, "images pixels"]) -> Picture:
-    """Images over their reconstructions, decoded from the posterior means."""
+def reconstruct(model: Autoencoder, images: Float[np.ndarray, "images pixels"]) -> Picture:
+    """Images above their reconstructions, decoded from the posterior means."""
     mu, _ = model.encode(images)
     return Picture(
         np.stack([images, model.decode(mu)]),
         np.stack([np.full_like(mu, np.nan), mu]),
-        "test images and their reconstructions",
-        ["image", "recon"],
-        [],
+        "Test images and their reconstructions",
+        row_labels=["image", "reconstruction"],
     )
 
 
 def interpolate(
-    model: Coder,
+    model: Autoencoder,
     start: Float[np.ndarray, "pairs pixels"],
     end: Float[np.ndarray, "pairs pixels"],
     steps: int = 10,
     path: LatentPath = "spherical",
 ) -> Picture:
-    """Decodes the points between the posterior means of images, a pair a row."""
+    """Decodes the points between the posterior means of two images, which stand at the ends of their row.
+
+    Args:
+      model: The model.
+      start: The image at the left end of each row.
+      end: The image at the right end of each row.
+      steps: Points on the path; a row has two columns more, for the images themselves.
+      path: A great circle or a straight line.
+    """
     z = latent_path(model.encode(start)[0], model.encode(end)[0], steps, path)
-    labels = [f"{t:.2f}" for t in np.linspace(0, 1, steps)]
-    return Picture(model.decode(z), z, f"{path} interpolation between test images", [], labels)
+    return Picture(
+        np.concatenate([start[:, None], model.decode(z), end[:, None]], axis=1),
+        np.pad(z, ((0, 0), (1, 1), (0, 0)), constant_values=np.nan),
+        f"{path.capitalize()} interpolation between test images",
+        column_labels=["image", *(f"{t:.2f}" for t in np.linspace(0, 1, steps)), "image"],
+        column_axis="position on the path between the two posterior means",
+    )
 
 
 def latent_path(
     start: Float[np.ndarray, "pairs latent"], end: Float[np.ndarray, "pairs latent"], steps: int, path: LatentPath
 ) -> Float[np.ndarray, "pairs {steps} latent"]:
-    """Points from start to end: on the straight line, or turning by equal angles (White, section 2.1).
+    """Points from start to end: in equal steps on a straight line, or in equal angles (White, section 2.1).
 
     References:
       White, Sampling Generative Networks. https://arxiv.org/abs/1609.04468
@@ -98,14 +113,14 @@ def latent_path(
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosine = np.sum(a * b, axis=-1) / np.maximum(lengths, np.finfo(a.dtype).tiny)
     angle = np.arccos(np.clip(cosine, -1, 1))[..., None]
-    # Between parallel vectors there is no circle, or more than one.
+    # No single great circle joins parallel vectors: they get the straight line.
     curved = np.sin(angle) > 1e-3
     sine = np.where(curved, np.sin(angle), 1)
     return np.where(curved, (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / sine, linear)
 
 
 def traverse(
-    model: Coder,
+    model: Autoencoder,
     image: Float[np.ndarray, " pixels"],
     images: Float[np.ndarray, "images pixels"],
     dimensions: int | None = None,
@@ -114,31 +129,36 @@ def traverse(
 ) -> Picture:
     """Decodes an image's posterior mean with one latent dimension changed at a time.
 
+    A mark under each row shows the image's own value, where it lies within the span.
+
     Args:
       model: The model.
       image: The image to start from.
-      images: Those over which the KLD of each dimension is averaged, which orders the rows.
+      images: The images over which the KLD of each dimension is averaged; the largest KLD comes first.
       dimensions: Rows; all dimensions by default.
       steps: Columns.
-      span: Values from -span to span.
+      span: The values go from -span to span.
     """
     mu, logvar = model.encode(images)
     kld = np.mean(-0.5 * (1 + logvar - mu**2 - np.exp(logvar)), axis=0)
     order = np.argsort(kld)[::-1][:dimensions]
     values = np.linspace(-span, span, steps, dtype=mu.dtype)
-    z = np.tile(model.encode(image[None])[0], (len(order), steps, 1))
+    own = model.encode(image[None])[0][0]
+    z = np.tile(own, (len(order), steps, 1))
     z[np.arange(len(order)), :, order] = values
     return Picture(
         model.decode(z),
         z,
-        "one latent dimension at a time, that of the largest KLD (in nats) first",
-        [f"z{dimension}: {kld[dimension]:.2f}" for dimension in order],
-        [f"{value:+.1f}" for value in values],
+        "One latent dimension changed at a time, ordered by its KLD",
+        row_labels=[f"z{dimension}: {kld[dimension]:.2f} nats" for dimension in order],
+        column_labels=[_signed(value) for value in values.tolist()],
+        column_axis="value in standard deviations of the prior; \N{BLACK UP-POINTING TRIANGLE} the image's own value",
+        marks=np.interp(own[order], values, np.arange(steps), left=np.nan, right=np.nan).tolist(),
     )
 
 
-def manifold(model: Coder, side: int = 20) -> Picture:
-    """Decodes a square grid of equal probabilities, through the inverse of the normal distribution function.
+def manifold(model: Autoencoder, side: int = 20) -> Picture:
+    """Decodes a square grid over a latent space of two dimensions, in steps of equal probability.
 
     References:
       Kingma and Welling, Auto-Encoding Variational Bayes, figure 4. https://arxiv.org/abs/1312.6114
@@ -146,39 +166,48 @@ def manifold(model: Coder, side: int = 20) -> Picture:
     quantiles = [NormalDist().inv_cdf((place + 0.5) / side) for place in range(side)]
     across, up = np.meshgrid(quantiles, quantiles[::-1])
     z = np.stack([across, up], axis=-1).astype(np.float32)
-    # As many labels as fit.
-    every = math.ceil(side / 10)
-    labels = [f"{quantile:.1f}" if place % every == 0 else "" for place, quantile in enumerate(quantiles)]
-    return Picture(model.decode(z), z, "the latent space, z0 across and z1 up", labels[::-1], labels)
+    labels = [_signed(quantile) for quantile in quantiles]
+    return Picture(
+        model.decode(z),
+        z,
+        "The latent space, in steps of equal probability",
+        row_labels=labels[::-1],
+        column_labels=labels,
+        row_axis="z1",
+        column_axis="z0",
+    )
+
+
+def _signed(value: float) -> str:
+    """The value with its sign and one decimal; without a sign where that would be -0.0."""
+    return "0" if round(value, 1) == 0 else f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def figure(picture: Picture, image_shape: tuple[int, ...]) -> Figure:
     """The picture as a matplotlib figure.
 
     Args:
-      picture: What to draw.
-      image_shape: Of each image: height and width, and channels if it has any.
+      picture: The picture.
+      image_shape: Height and width of an image, and its channels if it has any.
     """
-    from vae_jax import plots
+    from vae_jax.pictures import plots
 
-    return plots.grid(
-        picture.images.reshape(*picture.images.shape[:2], *image_shape),
-        title=picture.title,
-        row_labels=picture.row_labels,
-        column_labels=picture.column_labels,
-    )
+    words = picture._asdict()
+    images = words.pop("images")
+    del words["z"]
+    return plots.grid(images.reshape(*images.shape[:2], *image_shape), **words)
 
 
 def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
     """Writes a picture: a .png, or an .npz with `images` ([rows, columns, height, width]), `z` and the labels.
 
     Args:
-      picture: What to write.
-      image_shape: Of each image: height and width, and channels if it has any.
-      path: Its name's ending tells which.
+      picture: The picture.
+      image_shape: Height and width of an image, and its channels if it has any.
+      path: The file; its suffix decides the format.
 
     Raises:
-      OSError: It cannot be written; a file that stood there is still whole.
+      OSError: The file cannot be written; an older file there is still whole.
     """
     path.resolve().parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
@@ -192,6 +221,6 @@ def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
             )
         return
 
-    from vae_jax import plots
+    from vae_jax.pictures import plots
 
     plots.save(plots.pixels(figure(picture, image_shape)), path)

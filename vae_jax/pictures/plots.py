@@ -1,26 +1,32 @@
-"""Pictures: grids of images with labels, and the curves of a run. Imports matplotlib, and neither jax nor torch.
+"""Grids of images with labels, and the curves of a run, drawn by matplotlib. Imports neither jax nor torch.
 
-The figures are drawn by matplotlib's objects alone; what a notebook has set up in pyplot is neither read nor changed.
+matplotlib is used without pyplot, so that the figures of a notebook are left alone. Pictures have 200 dots per inch and
+are about 1,800 dots wide: sharp and readable at half that width on a high-density screen.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from vae_jax.files import replacing
-from vae_jax.log import EpochMetrics
+from vae_jax.runs.metrics import EpochMetrics
+from vae_jax.system.files import replacing
 
-DPI = 100
+DPI = 200
 GAP = 2  # between the images of a grid, in pixels of the images
-SHEET_WIDTH = 640  # of a grid in pixels of the picture, as near as whole multiples come
+SHEET_WIDTH, SHEET_HEIGHT = 1600, 1440  # of all images of a grid, about, in pixels of the picture
+MARGIN, LINE = 24, 36  # around a grid, and for a line of text beside it, in pixels of the picture
+LABEL, TITLE = 9, 11  # sizes of text, in points
 INK = "#333333"
-COLORS = {"train": "#1f77b4", "test": "#d62728"}
+BLUE, ORANGE = "#0072b2", "#d55e00"  # colour-blind eyes tell them apart (Okabe and Ito)
 
 
 def grid(
@@ -29,40 +35,61 @@ def grid(
     title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
+    row_axis: str = "",
+    column_axis: str = "",
+    marks: Sequence[float] = (),
 ) -> Figure:
-    """Images side by side, each of their pixels a square of whole pixels of the picture.
+    """Images side by side; each of their pixels is a square of whole pixels of the picture.
 
     Args:
-      images: Pixels in [0, 1], grey or with channels: three are red, green and blue, another number of them grey images
-        side by side. Places that are NaN stay empty.
-      title: Over the grid.
-      row_labels: To the left of each row; none, or one for each.
+      images: Pixels in [0, 1], grey or with channels: three are red, green and blue; any other number of them are drawn
+        as grey images side by side. Places that are NaN stay empty.
+      title: Above the grid.
+      row_labels: To the left of each row; none, or one for each. Labels that would overlap are left out.
       column_labels: Under each column; none, or one for each.
+      row_axis: The name of what the row labels measure.
+      column_axis: The name of what the column labels measure.
+      marks: The column to mark under each row, fractions included; NaN marks nothing.
     """
     rows, columns, height = images.shape[:3]
     if images.shape[4:] not in ((), (3,)):
         images = np.moveaxis(images, 4, 3).reshape(rows, columns, height, -1)
-    sheet = _sheet(images)
     width = images.shape[3]
-    scale = max(1, round(SHEET_WIDTH / sheet.shape[1]))
+    sheet = _sheet(images)
+    scale = max(1, round(min(SHEET_WIDTH / sheet.shape[1], SHEET_HEIGHT / sheet.shape[0])))
     size = np.array([sheet.shape[1], sheet.shape[0]]) * scale
-    # In pixels of the picture, as everything here: that is what keeps the images sharp.
-    left, bottom = 12 + 7 * max(map(len, row_labels), default=0), 26 if column_labels else 12
-    right, top = 12, 36 if title else 12
+
+    # All lengths are whole pixels of the picture: that keeps the images sharp.
+    labels_width = max((_text_width(label, LABEL) for label in row_labels), default=0)
+    left = MARGIN + (labels_width + MARGIN // 2 if row_labels else 0)
+    left += _text_width(row_axis, LABEL) + MARGIN if row_axis else 0
+    right = max(0, _text_width(title, TITLE) - size[0], _text_width(column_axis, LABEL) - size[0]) + MARGIN
+    bottom = MARGIN + LINE * (bool(column_labels) + bool(column_axis))
+    top = MARGIN + (LINE if title else 0)
     full = (size[0] + left + right, size[1] + bottom + top)
     figure = Figure(figsize=(full[0] / DPI, full[1] / DPI), dpi=DPI, facecolor="white")
     axes = figure.add_axes((left / full[0], bottom / full[1], size[0] / full[0], size[1] / full[1]))
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    axes.set_xticks((np.arange(columns) + 0.5) * (width + GAP) - GAP / 2 - 0.5, column_labels or [""] * columns)
-    axes.set_yticks((np.arange(rows) + 0.5) * (height + GAP) - GAP / 2 - 0.5, row_labels or [""] * rows)
-    axes.tick_params(length=0, labelsize=8, labelcolor=INK, pad=5)
+
+    across = np.arange(columns) * (width + GAP) + (width - 1) / 2  # the middle of each column
+    down = np.arange(rows) * (height + GAP) + (height - 1) / 2
+    widest = max((_text_width(label, LABEL) for label in column_labels), default=0) + MARGIN // 2
+    axes.set_xticks(across, _thin(column_labels, widest, (width + GAP) * scale) or [""] * columns)
+    axes.set_yticks(down, _thin(row_labels, LINE, (height + GAP) * scale) or [""] * rows)
+    axes.tick_params(length=0, labelsize=LABEL, labelcolor=INK, pad=4)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=10, color=INK, loc="left", pad=9)
+    axes.set_title(title, fontsize=TITLE, color=INK, loc="left", pad=7)
+    axes.set_xlabel(column_axis, fontsize=LABEL, color=INK, loc="left" if marks else "center")
+    axes.set_ylabel(row_axis, fontsize=LABEL, color=INK, rotation=0, ha="right", va="center")
+    if marks:
+        axes.autoscale(False)
+        style = {"marker": "^", "markersize": 9, "color": ORANGE, "markeredgecolor": "white", "linestyle": "none"}
+        axes.plot(np.array(marks) * (width + GAP) + (width - 1) / 2, down + (height + GAP) / 2, **style, clip_on=False)
     return figure
 
 
 def _sheet(images: np.ndarray) -> np.ndarray:
-    """The images of a grid as one, with white between them."""
+    """The images of a grid as a single image, with white between them."""
     rows, columns, height, width, *channels = images.shape
     cells = np.ones((rows, columns, height + GAP, width + GAP, *channels), np.float32)
     cells[:, :, :height, :width] = np.nan_to_num(images, nan=1)
@@ -70,24 +97,80 @@ def _sheet(images: np.ndarray) -> np.ndarray:
     return sheet[:-GAP, :-GAP]
 
 
+def _text_width(text: str, points: int) -> int:
+    """Width of a line of text, in pixels of the picture."""
+    return math.ceil(TextPath((0, 0), text, size=points).get_extents().width * DPI / 72) if text else 0
+
+
+def _thin(labels: Sequence[str], extent: int, room: int) -> list[str]:
+    """Empties labels so that the others have room, symmetrically about the middle of the axis."""
+    last = len(labels) - 1
+    every = next((n for n in range(max(1, math.ceil(extent / room)), last + 1) if last % n % 2 == 0), len(labels))
+    return [label if place % every == last % every // 2 else "" for place, label in enumerate(labels)]
+
+
 def curves(history: Sequence[EpochMetrics]) -> Figure:
-    """Loss, BCE and KLD over the epochs, in nats per image."""
+    """Loss, BCE and KLD over the epochs, in nats per image.
+
+    The first epoch lies far from the others and would flatten them. From the third epoch on, the axes show the others,
+    and a note gives what lies outside.
+    """
     epochs = [metrics.epoch for metrics in history]
-    figure = Figure(figsize=(7.6, 3.2), dpi=DPI, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(9, 3.4), dpi=DPI, facecolor="white", layout="constrained")
+    title = f"Averages of each epoch, on {history[-1].pixels} pixels"
+    figure.suptitle(title, fontsize=TITLE, color=INK, x=0.01, ha="left")
     panels = figure.subplots(1, 3)
     for axes, name, title in zip(panels, ("loss", "bce", "kld"), ("loss", "BCE", "KLD"), strict=True):
-        for part in ("train", "test"):
-            values = [getattr(metrics, f"{part}_{name}") for metrics in history]
-            axes.plot(epochs, values, color=COLORS[part], label=part, linewidth=1.5, marker=".", markersize=5)
-        axes.set_title(title, fontsize=10, color=INK, loc="left")
-        axes.set_xlabel("epoch", fontsize=9, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
-        axes.spines[["top", "right"]].set_visible(False)
+        parts = {part: [getattr(metrics, f"{part}_{name}") for metrics in history] for part in ("train", "test")}
+        for (part, values), color in zip(parts.items(), (BLUE, ORANGE), strict=True):
+            axes.plot(epochs, values, color=color, label=part, linewidth=1.5, marker=".", markersize=7)
+        tidy(axes)
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("nats per image", fontsize=9, color=INK)
-    panels[0].legend(fontsize=8, frameon=False, labelcolor=INK)
+        axes.set_title(title, fontsize=TITLE, color=INK, loc="left")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        if len(history) > 2:
+            _leave_first_out(axes, parts, epochs[0])
+    panels[0].set_ylabel("nats per image")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=2,
+        fontsize=LABEL,
+        frameon=False,
+        labelcolor=INK,
+    )
     return figure
+
+
+def _leave_first_out(axes: Axes, parts: dict[str, list[float]], epoch: int) -> None:
+    """Fits the axis to all values but the first ones, and notes those outside in the corner that they left empty."""
+    others = [value for values in parts.values() for value in values[1:]]
+    margin = max(others) - min(others) or 1
+    low, high = min(others) - 0.08 * margin, max(others) + 0.08 * margin
+    outside = {part: values[0] for part, values in parts.items() if not low <= values[0] <= high}
+    if outside:
+        axes.set_ylim(low, high)
+        above = max(outside.values()) > high
+        note = "\n".join([f"epoch {epoch}, not shown:", *(f"{part} {value:.1f}" for part, value in outside.items())])
+        axes.annotate(
+            note,
+            (0.98, 0.98 if above else 0.03),
+            xycoords="axes fraction",
+            ha="right",
+            va="top" if above else "bottom",
+            fontsize=LABEL,
+            color=INK,
+        )
+
+
+def tidy(axes: Axes) -> None:
+    """Gives axes the sizes and colours of all pictures, and takes away the frame."""
+    axes.tick_params(labelsize=LABEL, color=INK, labelcolor=INK)
+    axes.xaxis.label.set(fontsize=LABEL, color=INK)
+    axes.yaxis.label.set(fontsize=LABEL, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
@@ -98,11 +181,11 @@ def pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def save(rgb: UInt8[np.ndarray, "height width 3"], path: Path) -> None:
-    """Writes a PNG, with one channel where the image is all grey: half the size.
+    """Writes a PNG; an image that is all grey gets one channel, which halves the file.
 
     Raises:
-      OSError: It cannot be written; a file that stood there is still whole.
+      OSError: The file cannot be written; an older file there is still whole.
     """
     grey = (rgb == rgb[:, :, :1]).all()
     with replacing(path) as part:
-        Image.fromarray(rgb[:, :, 0] if grey else rgb).save(part, format="PNG", optimize=True)
+        Image.fromarray(rgb[:, :, 0] if grey else rgb).save(part, format="PNG", dpi=(DPI, DPI))

@@ -95,7 +95,7 @@ class Checkpoints:
 
     def due_within_epoch(self) -> bool:
         """Whether a checkpoint is due in the middle of an epoch."""
-        return self._config.checkpoint_every > 0 and self._due(ahead=0)
+        return self._config.checkpoint_every > 0 and self._due(ahead=0.0)
 
     def due_after_epoch(self, progress: Progress) -> bool:
         """Whether a checkpoint is due after an epoch, or will be before the next one ends: here it has a test loss."""
@@ -114,7 +114,7 @@ class Checkpoints:
         """
         progress.settle()
         step = int(progress.state.step)
-        if step == self._newest:
+        if step in (0, self._newest):  # without a step, the run begins as well without a checkpoint
             return
         arrays = _arrays(progress.state)
         if not all(np.isfinite(array).all() for array in arrays.values()):

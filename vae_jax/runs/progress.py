@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from vae_jax.config import TrainConfig
 from vae_jax.core import steps
@@ -108,19 +108,15 @@ class Progress:
         self.seconds += time.perf_counter() - start
 
 
-def initial_progress(config: TrainConfig, pixels: int, model: nn.Module | None = None) -> Progress:
-    """A run before its first step: fresh parameters, or those of `--init`.
-
-    Raises:
-      InputError: `--init` cannot be used, or the model does not fit into the memory.
-    """
-    init = None if config.init is None else _read_init(config, config.init, pixels)
-    _require_memory(config, pixels, model)
+def initial_progress(
+    config: TrainConfig, pixels: int, model: nn.Module | None = None, init: TorchCheckpoint | None = None
+) -> Progress:
+    """A run before its first step: fresh parameters, or those of `--init`."""
     state = steps.create_state(config, pixels, model)
     if init is None:
         return Progress(state)
 
-    def as_parameters(params: Params) -> Params:
+    def as_parameters(params: PyTree[np.ndarray]) -> Params:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, state.dtype), params)
 
     state = state.replace(params=as_parameters(init.params))
@@ -134,7 +130,15 @@ def initial_progress(config: TrainConfig, pixels: int, model: nn.Module | None =
     return Progress(state)
 
 
-def _read_init(config: TrainConfig, path: Path, pixels: int) -> TorchCheckpoint:
+def read_init(config: TrainConfig, pixels: int) -> TorchCheckpoint | None:
+    """Reads the file that `--init` names, if it names one.
+
+    Raises:
+      InputError: It cannot be used, or does not go with the other options.
+    """
+    path = config.init
+    if path is None:
+        return None
     from torch_ref.optimizer import load_checkpoint  # torch takes a second to import
 
     init = load_checkpoint(path)
@@ -156,10 +160,12 @@ def _read_init(config: TrainConfig, path: Path, pixels: int) -> TorchCheckpoint:
     return init
 
 
-def _require_memory(config: TrainConfig, pixels: int, model: nn.Module | None) -> None:
-    """Checks that training can fit into the machine's memory."""
-    if model is not None:
-        return
+def require_memory(config: TrainConfig, pixels: int) -> None:
+    """Checks that training the documented model can fit into the machine's memory.
+
+    Raises:
+      InputError: It cannot.
+    """
     parameters = config.hidden_dim * (2 * pixels + 3 * config.latent_dim)
     # Parameters, their gradients and Adam's two moments, as float32.
     size, most = 16 * parameters, memory()

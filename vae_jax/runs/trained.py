@@ -84,16 +84,15 @@ def read(path: Path) -> Trained:
     return Trained(VAE(hidden_dim, latent_dim, pixels), params, pixels, latent_dim, options)
 
 
-def read_with_images(config: ModelOptions) -> tuple[Trained, str, Dataset, Binarize]:
-    """Reads the model and the image set that a command's options name, or the set of the model's run.
+def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Binarize]:
+    """Loads the image set that a command's options name, or the set of the model's run.
 
     Returns:
-      The model, the name of the image set, the set, and how its grey pixels are made black and white.
+      The name of the set, the set, and how its grey pixels are made black and white.
 
     Raises:
-      InputError: The model or the set cannot be used, or they do not go together.
+      InputError: The set cannot be used, or its images are not of the size that the model takes.
     """
-    trained = read(config.model)
     options = trained.options
     data = options.get("data", "mnist") if config.data is None else config.data
     data_dir = config.data_dir or (Path(options["data_dir"]) if options.get("data_dir") else None)
@@ -104,7 +103,7 @@ def read_with_images(config: ModelOptions) -> tuple[Trained, str, Dataset, Binar
             f" {math.prod(dataset.image_shape)} ({' x '.join(map(str, dataset.image_shape))});"
             " name the image set that it was trained on"
         )
-    return trained, data, dataset, config.binarize or options.get("binarize", "none")
+    return data, dataset, config.binarize or options.get("binarize", "none")
 
 
 def require_float32(what: str, arrays: Iterable[np.ndarray]) -> None:

@@ -152,6 +152,11 @@ class Workdir:
         """The file of the checkpoint after so many optimizer steps."""
         return self.path / CHECKPOINTS / f"{step}.safetensors"
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether the run starts with its first step, as far as anybody can tell before it has the lock."""
+        return self._config.overwrite or not self.checkpoint_steps()
+
     def unmark_finished(self) -> None:
         """Removes model.pth, which marks a run as finished and exported."""
         (self.path / MODEL).unlink(missing_ok=True)

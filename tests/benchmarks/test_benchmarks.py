@@ -2,14 +2,14 @@
 
 import json
 import os
+import random
 import threading
 
 import jax
 import pytest
-from matplotlib.figure import Figure
 
 from benchmarks import __main__ as command
-from benchmarks import epoch, evaluate, fidelity, floor, plots, report, scale, start
+from benchmarks import epoch, evaluate, faults, fidelity, floor, plots, report, scale, start
 from benchmarks.jax_contenders import tiled
 from benchmarks.turns import Measured, Runner, Setting, take_turns
 
@@ -20,18 +20,18 @@ def test_contenders_take_turns_and_failures_are_rows():
     contenders = {
         "ours": "benchmarks.jax_contenders:ours",
         "absent": "benchmarks.no_such_module:ours",
-        "broken": "test_benchmarks:broken",
-        "dies": "test_benchmarks:dies",
-        "dies later": "test_benchmarks:dies_later",
+        "broken": f"{__name__}:broken",
+        "dies": f"{__name__}:dies",
+        "dies later": f"{__name__}:dies_later",
     }
     ours, absent, broken, *dead = take_turns(contenders, TINY, rounds=2)
-    assert [one.name for one in (ours, absent, broken, *dead)] == list(contenders)
+    assert [measured.name for measured in (ours, absent, broken, *dead)] == list(contenders)
     assert len(ours.seconds) == len(ours.returned) == 2
     assert ours.median > 0
     assert 0 < ours.returned[1] < ours.returned[0] < 600
     assert absent.failure == "not installed: benchmarks.no_such_module"
     assert broken.failure == "failed: ValueError: too small"
-    assert [one.failure for one in dead] == ["failed: its process ended with code 3"] * 2
+    assert [measured.failure for measured in dead] == ["failed: its process ended with code 3"] * 2
     assert broken.median is None
 
 
@@ -44,7 +44,7 @@ def dies(_: Setting) -> Runner:
 
 
 def dies_later(_: Setting) -> Runner:
-    # After the run that warms up, while others run.
+    # After its run that warms up, while others run.
     return Runner(threading.Timer(0.01, os._exit, [3]).start)
 
 
@@ -78,7 +78,7 @@ def test_tiled_images_repeat():
 def test_products_of_the_documented_step():
     products = floor.products(Setting())
     assert len(products) == 11
-    # Six products of [128, 784] x [784, 400] size less one, and the small ones.
+    # Five products of the size [128, 784] x [784, 400], and the small ones.
     assert floor.epoch_flops(Setting()) == 60000 * 2 * (5 * 784 * 400 + 3 * 400 * 40 + 3 * 20 * 400)
     seconds = floor.numpy_products(TINY).run()
     assert seconds.keys() == {product.name for product in floor.products(TINY)}
@@ -98,8 +98,9 @@ def test_divergence_of_the_two_sides_is_rounding():
 
 
 def test_checks():
-    assert report.at_most("a", 2.0, 1.0, 2) == ("a", "2", True)
-    assert report.at_least("a", 1.9, 1.0, 2) == ("a", "1.9", False)
+    assert report.at_most("a", 2.0, 1.0, 2) == ("a", "2 x", True)
+    assert report.at_most("a", 3.0, 1.0, 2, "s") == ("a", "3 s", False)
+    assert report.at_least("a", 1.9, 1.0, 2) == ("a", "1.9 x", False)
     assert report.at_least("a", None, 1.0, 2) == ("a", "not measured", None)
 
 
@@ -114,7 +115,7 @@ def test_a_table_is_markdown():
 
 @pytest.fixture
 def instant(monkeypatch):
-    """Every measurement of the suite answers at once, with figures that could be true."""
+    """Replaces every measurement of the suite by plausible figures."""
     answers = {
         "benchmarks.report:device": "cpu: test",
         "benchmarks.start:beginning": {"data": 0.2},
@@ -126,17 +127,17 @@ def instant(monkeypatch):
     }  # fmt: skip
     sizes = iter(range(1, 100))
 
-    def one(place, *_):
+    def isolated(place, *_):
         answer = answers[place]
         return answer | {"uint8 images MB": 47.0 * next(sizes)} if "scale" in place else answer
 
-    def several(places, *_):
+    def isolated_together(places, *_):
         return [
             [{"train loss": 106.0 + n, "test loss": 105.0 + n + 0.1 * seed} for seed in range(2)]
             for n, _ in enumerate(places)
         ]
 
-    def turns(contenders, setting, rounds):
+    def take_turns(contenders, setting, rounds):
         products = {product.name: 1e-3 for product in floor.products(setting)}
         found = [
             Measured(name, 1.0, 2.0, [3.0 + n] * rounds, [products if "products" in name else 100.0] * rounds)
@@ -145,23 +146,23 @@ def instant(monkeypatch):
         found[-1] = found[-1]._replace(seconds=[], returned=[], failure="failed: x")
         return found
 
-    def run_command(module, _):
+    def run(module, _):
         return {
             "command": module, "whole s": 9.0, "epochs s": 5.0, "outside epochs s": 4.0,
             "final test loss": 105.0, "lines s": (2.0, 8.0),
         }  # fmt: skip
 
     for module in (epoch, evaluate):
-        monkeypatch.setattr(module, "take_turns", turns)
+        monkeypatch.setattr(module, "take_turns", take_turns)
     for module in (report, scale, start, fidelity):
-        monkeypatch.setattr(module, "isolated", one)
-    monkeypatch.setattr(fidelity, "isolated_together", several)
-    monkeypatch.setattr(start, "command", run_command)
+        monkeypatch.setattr(module, "isolated", isolated)
+    monkeypatch.setattr(fidelity, "isolated_together", isolated_together)
+    monkeypatch.setattr(start, "command", run)
 
 
 @pytest.mark.usefixtures("instant")
 @pytest.mark.parametrize("quick", [True, False])
-def test_the_command_writes_json_markdown_and_a_picture(tmp_path, quick):
+def test_the_command_writes_json_markdown_and_pictures(tmp_path, quick):
     command.benchmark(command.BenchmarkConfig(quick=quick, out=tmp_path))
     for name in command.NAMES:
         found = json.loads((tmp_path / f"{name}.json").read_text())
@@ -174,22 +175,57 @@ def test_the_command_writes_json_markdown_and_a_picture(tmp_path, quick):
         markdown = (tmp_path / f"{name}.md").read_text()
         assert f"# {name}" in markdown
         assert "load before" in markdown
+    for name in ("epoch", "start", "scale", "fidelity"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "epoch.json").read_text())["checks"]
     assert [row["holds"] for row in rows if row["claim"].startswith("GPU")] == [None] * 3
 
 
-def test_the_picture_of_commands():
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures of the pictures that are drawn, which are not saved."""
+    drawn = []
+    monkeypatch.setattr(plots, "pixels", drawn.append)
+    monkeypatch.setattr(plots, "save", lambda *_: None)
+    return drawn
+
+
+def test_the_picture_of_commands(figures, tmp_path):
     phases = [{"phase": "data", "seconds": 2.0}, {"phase": "epochs", "seconds": 6.0}]
-    medians = [{"command": "ours", "whole s": 10.0}, {"command": "theirs", "whole s": 30.0}]
-    figure = Figure()
-    plots._start(figure, report.Report("start", "", {}, {"Medians": medians, "Where our seconds go": phases}))
-    (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "theirs"]
-    assert [bar.get_width() for bar in axes.patches] == [0.25, 0.75, 3.0]
+    medians = [
+        {"command": "ours", "epochs s": 6.0, "outside epochs s": 4.0},
+        {"command": "theirs", "epochs s": 25.0, "outside epochs s": 5.0},
+    ]
+    tables = {"Medians": medians, "Where our seconds go": phases}
+    plots.draw(report.Report("start", "", {"epochs": 10}, tables), tmp_path / "start.png")
+    commands, everything_else = figures[0].axes
+    assert [label.get_text() for label in commands.get_yticklabels()] == ["ours", "theirs"]
+    assert [bar.get_width() for bar in commands.patches] == [6, 25, 4, 5]
+    assert [label.get_text() for label in everything_else.get_yticklabels()] == ["data"]
+    assert [bar.get_width() for bar in everything_else.patches] == [2]
+
+
+def test_a_long_bar_is_broken_and_keeps_its_figure(figures, tmp_path):
+    rows = [{"contender": name, "median s": seconds} for name, seconds in (("vae_jax", 1.37), ("b", 2), ("c", 21.2))]
+    plots.draw(report.Report("epoch", "", {}, {"Epochs": [*rows, {"contender": "absent"}]}), tmp_path / "epoch.png")
+    (axes,) = figures[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [1.37, 2, 2.5]
+    assert {"1.37", "2.00", "21.2", "//"} <= {text.get_text() for text in axes.texts}
 
 
 def test_a_picture_without_figures(tmp_path):
-    empty = report.Report("evaluate", "", {}, {"Throughput": [{"estimator": "ours", "note": "failed: x"}]})
-    plots.draw(empty, tmp_path / "evaluate.png")
-    assert (tmp_path / "evaluate.png").exists()
+    empty = report.Report("epoch", "", {}, {"Epochs": [{"contender": "vae_jax", "note": "failed: x"}]})
+    plots.draw(empty, tmp_path / "epoch.png")
+    assert (tmp_path / "epoch.png").exists()
+
+
+def test_faults_damage_every_part_of_a_checkpoint():
+    header = b"{" + b" " * 990 + b"}"  # with its length, 1,000 bytes
+    content = len(header).to_bytes(8, "little") + header + bytes(9000)
+    found = list(faults.damages(content, 300, random.Random(0)))
+    assert all(damaged != content for _, damaged in found)
+    flipped = [damaged for kind, damaged in found if "flipped" in kind]
+    places = [next(n for n, (a, b) in enumerate(zip(content, damaged, strict=True)) if a != b) for damaged in flipped]
+    assert len(places) == 300
+    assert sum(place < 1000 for place in places) == 100
+    assert {kind.split()[0] for kind, _ in found} == {"cut", "emptied", "grown", "deleted", "a"}

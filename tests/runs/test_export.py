@@ -1,0 +1,38 @@
+"""The trained model as PyTorch files."""
+
+import dataclasses
+
+import pytest
+import safetensors.torch
+import torch
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_what_is_printed_loads_the_file(finished, tmp_path, command):
+    models = []
+    for name in ("vae.pth", "vae.safetensors"):
+        config = dataclasses.replace(finished, export=tmp_path / name)
+        config.export.unlink(missing_ok=True)
+        code, output, _ = command(config)
+        assert code == 0
+        saved, call = output.splitlines()[-1].split("; load it with ")
+        assert saved == f"saved {config.export}"
+        models.append(eval(call, {"torch": torch, "safetensors": safetensors}))
+    assert models[0].keys() == models[1].keys()
+    for key, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][key])
+
+
+@pytest.mark.parametrize("name", ["vae.pth", "vae.safetensors"])
+def test_the_export_of_another_run_is_left_alone(name, finished, tmp_path, command):
+    config = dataclasses.replace(finished, export=tmp_path / name)
+    assert command(config)[0] == 0  # writes it where it is missing
+    for content, lines in ((config.export.read_bytes(), 0), (b"another run's", 1)):
+        config.export.write_bytes(content)
+        code, output, _ = command(config)
+        assert code == 0
+        assert output.splitlines()[3:] == lines * [
+            f"{config.export}: differs from {config.workdir}/model.pth, the model of this run, and is left as it is"
+        ]
+        assert config.export.read_bytes() == content

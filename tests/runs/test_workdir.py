@@ -1,0 +1,185 @@
+"""The folder of a run: whose it is, what in it is replaced, and what is left alone."""
+
+import dataclasses
+import json
+import pkgutil
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.runs.small_runs import checkpoints, require_same
+
+from vae_jax import InputError, fit
+from vae_jax.config import Recipe, option_name
+from vae_jax.runs.events import Events
+from vae_jax.runs.workdir import Workdir
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+CHANGES = {
+    "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
+    "binarize": "threshold", "data": "tfds:mnist", "matmul_precision": "high", "init": Path("other.pth"),
+}  # fmt: skip
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", [*(field.name for field in dataclasses.fields(Recipe)), "all"])
+def test_another_recipe_is_refused(name, finished, tmp_path, command):
+    changes = CHANGES if name == "all" else {name: CHANGES[name]}
+    shutil.rmtree(finished.workdir / "checkpoints")  # config.json tells too
+    (finished.workdir / "model.pth").unlink()
+    before = contents(tmp_path)
+    code, _, error = command(dataclasses.replace(finished, **changes))
+    assert code == 2
+    assert error.count("\n") == 1
+    for option, value in changes.items():
+        assert f"--{option_name(option)} was {getattr(finished, option)}, now is {value}" in error
+    assert contents(tmp_path) == before
+
+
+def test_another_recipe_is_refused_by_the_checkpoint(finished, undisturbed):
+    (finished.workdir / "config.json").unlink()
+    with pytest.raises(InputError, match="--seed was 0, now is 1; give the old ones"):
+        fit(dataclasses.replace(finished, seed=1))
+    fit(finished)
+    require_same(finished, undisturbed)
+
+
+def test_other_images_are_refused(finished, tmp_path, few_images):
+    changed = few_images.train_images.copy()
+    changed[5, 7, 7] += 1
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"--data .*few.npz: holds other images than those of the run in "):
+        fit(finished, dataset=few_images._replace(train_images=changed))
+    assert contents(tmp_path) == before
+    fit(finished, dataset=few_images)
+
+
+def test_checkpoints_of_the_former_format(tmp_path, options, undisturbed, command):
+    config = options(tmp_path)
+    former = config.workdir / "checkpoints/10"
+    (former / "state").mkdir(parents=True)
+    (former / "SHA256SUMS").write_text("0" * 64 + "  state/_METADATA\n")
+    (former / "state/_METADATA").write_text("{}")
+    (config.workdir / "config.json").write_text(json.dumps(config.recipe | {"epochs": 3}))
+    code, output, error = command(config)
+    assert (code, output) == (2, "")
+    assert error == (
+        f"error: --workdir {config.workdir}: holds checkpoints in the format of version 0.1 (folders); finish the run"
+        f" with that version, start from its weights (--init {config.workdir}/model.pth) in another folder, or add"
+        " --overwrite\n"
+    )
+    assert former.exists()
+    config = options(tmp_path, overwrite=True)
+    assert command(config)[0] == 0
+    require_same(config, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["samples.png", "tensorboard/events.out.tfevents.1", "model.pth"])
+def test_files_of_the_user_are_not_replaced(name, tmp_path, options, command):
+    config = options(tmp_path)
+    (config.workdir / "tensorboard").mkdir(parents=True)
+    (config.workdir / name).write_text("mine")
+    code, _, error = command(config)
+    assert code == 2
+    assert error == (
+        f"error: --workdir {config.workdir}: holds a run already ({name});"
+        " add --overwrite to replace it or name another folder\n"
+    )
+    assert (config.workdir / name).read_text() == "mine"
+
+
+def test_overwrite_leaves_files_of_the_user_alone(finished, options, tmp_path):
+    own = [
+        finished.workdir / name
+        for name in ("notes.txt", "checkpoints/5.safetensors.bak", "checkpoints/5.tar.gz", "checkpoints/5/mine")
+    ]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    fit(options(tmp_path, epochs=1, seed=1, overwrite=True))
+    assert [path.read_text() for path in own] == 4 * ["mine"]
+
+
+@pytest.mark.parametrize("content", ['{"epochs": 3, "hidden_dim": 16}', "{}"])
+def test_a_run_of_another_program_is_refused(content, tmp_path, options):
+    config = options(tmp_path)
+    config.workdir.mkdir()
+    (config.workdir / "config.json").write_text(content)
+    with pytest.raises(InputError, match="holds a run of another program or version; add --overwrite"):
+        fit(config)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path, options, undisturbed):
+    config = options(tmp_path, checkpoint_every=60.0)
+    config.workdir.mkdir()
+    shutil.copy(undisturbed.workdir / "config.json", config.workdir)
+    (config.workdir / "metrics.jsonl").write_text("")
+    fit(config)
+    require_same(config, undisturbed)
+
+
+def test_two_processes_in_one_workdir(tmp_path, options, command):
+    config = options(tmp_path)
+    with Workdir(config).lock():
+        code, _, error = command(config)
+    assert (code, error) == (
+        2,
+        f"error: --workdir {config.workdir}: another process is training in it; wait for its end, or name another"
+        " folder\n",
+    )
+    assert [path.name for path in config.workdir.iterdir()] == [".lock"]
+    fit(config)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("writer", ["vae_jax.runs.logs.Logs.add", "vae_jax.runs.checkpoint.Checkpoints.save"])
+def test_the_workdir_is_deleted_under_the_run(writer, replaced, tmp_path, options, command, monkeypatch):
+    config = options(tmp_path)
+    owner, name = writer.rsplit(".", 1)
+    write = getattr(pkgutil.resolve_name(owner), name)
+
+    def delete(*args):
+        shutil.rmtree(config.workdir)
+        if replaced:  # by another run, which must stay as it is
+            config.workdir.mkdir()
+            (config.workdir / ".lock").touch()
+        write(*args)
+
+    monkeypatch.setattr(writer, delete)
+    code, _, error = command(config)
+    assert code == 1
+    assert "No such file or directory" in error and error.count("\n") == 1
+    if replaced:
+        assert [path.name for path in config.workdir.iterdir()] == [".lock"]
+    else:
+        assert not config.workdir.exists()
+
+
+def test_the_events_are_deleted_under_the_run(tmp_path, options, command, monkeypatch):
+    config = options(tmp_path, tensorboard=True)
+    add = Events.add
+
+    def lose(*args):
+        shutil.rmtree(config.workdir / "tensorboard")
+        add(*args)
+
+    monkeypatch.setattr(Events, "add", lose)
+    code, _, error = command(config)
+    assert code == 1
+    assert error.startswith(f"error: {config.workdir}/tensorboard/events.out.tfevents.")
+    assert "No such file or directory" in error and error.count("\n") == 1
+    monkeypatch.setattr(Events, "add", add)
+    fit(config)
+
+
+def test_a_workdir_whose_name_is_no_text(tmp_path, options, undisturbed):
+    # A file name is bytes; these are no UTF-8.
+    config = options(tmp_path / "\udcff", checkpoint_every=60.0)
+    fit(config)
+    fit(config)
+    require_same(config, undisturbed)
+    assert checkpoints(config) == checkpoints(undisturbed)
