@@ -66,8 +66,9 @@ class Options:
     """What every options class shares: values are converted to the declared types, and checked against their bounds."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _convert(getattr(self, name), hint))
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _convert(getattr(self, field.name), hints[field.name]))
 
     def check(self) -> None:
         """Checks the type and the bounds of every option.

@@ -47,6 +47,9 @@ def fit(
     config.check()
     workdir = Workdir(config)
     workdir.check()
+    advice = dataclasses.replace(config, overwrite=False).advice
+    if dataset is not None or model is not None:
+        advice = "to go on: call fit with the same arguments and overwrite=False"
     dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
     with signals.defer_signals():  # half an import would break the process for good
         import jax
@@ -73,6 +76,7 @@ def fit(
                 f"--epochs {config.epochs}: {workdir} is after {progress}; give more epochs to go on with it,"
                 " add --overwrite to replace it, or name another --workdir"
             )
+        signals.advise(advice)
         device = jax.devices()[0].device_kind
         logs = Logs(config, workdir, dataset, device, progress.history)
         feed = Feed(config, dataset, progress.state)
@@ -93,7 +97,7 @@ def fit(
         pictures = RunPictures(config, workdir, logs, feed)
         feed.wait_until_compiled()
 
-        with signals.stop_on_signal(dataclasses.replace(config, overwrite=False).advice) as stop:
+        with signals.stop_on_signal(advice) as stop:
             for epoch in to_go:
                 for chunk in feed.chunks(epoch, skip=len(progress.bce)):
                     if stop.requested or checkpoints.due_within_epoch():

@@ -28,7 +28,7 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path, options):
     fit(config)
     assert checkpoints(config) == [3 * STEPS, 4 * STEPS]
     # The rate is too high: an early epoch is the best one.
-    config = options(tmp_path / "bad", epochs=5, checkpoint_every=0.0, learning_rate=0.3)
+    config = options(tmp_path / "bad", epochs=5, checkpoint_every=0.0, learning_rate=1.0)
     fit(config)
     losses = [epoch["test_loss"] for epoch in metrics(config)]
     best = 1 + losses.index(min(losses))

@@ -116,7 +116,7 @@ class Checkpoints:
         step = int(progress.state.step)
         if step in (0, self._newest):  # without a step, the run begins as well without a checkpoint
             return
-        arrays = _arrays(progress.state)
+        arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(_leaves(progress.state)).items()}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise NonFiniteLossError(
                 f"epoch {len(progress.history) + bool(progress.bce)}: step {step:,} has made parameters that are not"
@@ -155,17 +155,27 @@ class Checkpoints:
         return {*found[-NEWEST:], best}
 
     def _state(self, arrays: dict[str, np.ndarray], model: nn.Module | None) -> steps.TrainState:
-        """The state of these arrays, whose names and shapes must be those of the run's own state."""
+        """The state of these arrays, whose names, types and shapes must be those of the run's own state."""
         blank = jax.eval_shape(lambda: steps.create_state(self._config, self._pixels, model))
-        found = flax.traverse_util.unflatten_dict(arrays, sep=".")
-        key = jax.random.wrap_key_data(jnp.asarray(found.pop("key")))
-        return flax.serialization.from_state_dict(blank, jax.tree.map(jnp.asarray, found) | {"key": key})
+        found, expected = (
+            {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in leaves.items()}
+            for leaves in (arrays, jax.eval_shape(_leaves, blank))
+        )
+        for name in sorted(found | expected):
+            if found.get(name) != expected.get(name):
+                raise InputError(
+                    f"--workdir {self._workdir}: holds a run of another model: {name} is {found.get(name, 'missing')},"
+                    f" expected {expected.get(name, 'none')}; give the model of that run to go on with it, add"
+                    " --overwrite to replace it, or name another folder"
+                )
+        tree = flax.traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep=".")
+        return flax.serialization.from_state_dict(blank, tree | {"key": jax.random.wrap_key_data(tree["key"])})
 
 
-def _arrays(state: steps.TrainState) -> dict[str, np.ndarray]:
+def _leaves(state: steps.TrainState) -> dict[str, Any]:
     """The leaves of a state by name: step, key, params.encoder.fc1.kernel, opt_state.mu.encoder.fc1.kernel, ..."""
-    tree = flax.serialization.to_state_dict(jax.device_get(state.replace(key=jax.random.key_data(state.key))))
-    return {name: np.asarray(leaf) for name, leaf in flax.traverse_util.flatten_dict(tree, sep=".").items()}
+    tree = flax.serialization.to_state_dict(state.replace(key=jax.random.key_data(state.key)))
+    return flax.traverse_util.flatten_dict(tree, sep=".")
 
 
 def _encode(arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from vae_jax.runs.workdir import CONFIG, EVENTS, METRICS, Workdir
 from vae_jax.system.console import say
 from vae_jax.system.errors import NonFiniteLossError
 from vae_jax.system.files import replacing
+from vae_jax.system.signals import defer_signals
 
 
 def describe_losses(pixels: Pixels) -> str:
@@ -58,7 +59,8 @@ class Logs:
         self._write_metrics()  # after the options: with them alone, a run can begin again
         self._events = None
         if config.tensorboard:
-            from vae_jax.runs.events import Events
+            with defer_signals():
+                from vae_jax.runs.events import Events
 
             self._events = Events(workdir.path / EVENTS, config, pixels, len(self._history) + 1)
 

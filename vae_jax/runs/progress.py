@@ -24,6 +24,7 @@ from vae_jax.runs.trained import require_float32
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, NonFiniteLossError
 from vae_jax.system.memory import memory
+from vae_jax.system.signals import defer_signals
 
 if TYPE_CHECKING:
     from torch_ref.optimizer import Checkpoint as TorchCheckpoint
@@ -139,7 +140,8 @@ def read_init(config: TrainConfig, pixels: int) -> TorchCheckpoint | None:
     path = config.init
     if path is None:
         return None
-    from torch_ref.optimizer import load_checkpoint  # torch takes a second to import
+    with defer_signals():  # half an import would break the process for good; torch takes a second
+        from torch_ref.optimizer import load_checkpoint
 
     init = load_checkpoint(path)
     encoder = init.params["encoder"]

@@ -34,7 +34,7 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     signals.end_on_signal()
     try:
         config = parse(config_type, prog)
-        signals.end_on_signal(getattr(config, "advice", ""))
+        signals.advise(getattr(config, "advice", ""))
         command(config)
     except InputError as error:
         warn(f"error: {error}")

@@ -1,0 +1,92 @@
+"""A Flax module of the user's own goes the same way as the documented model."""
+
+import dataclasses
+import json
+import signal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tests.runs.small_runs import STEPS, checkpoints, metrics
+
+from vae_jax import InputError, fit
+from vae_jax.runs.progress import Progress
+from vae_jax.runs.workdir import PICTURES
+from vae_jax.system.signals import Interrupted
+
+
+class Linear(nn.Module):
+    """One layer each way."""
+
+    latent_dim: int = 4
+
+    def setup(self) -> None:
+        self.down, self.up = nn.Dense(2 * self.latent_dim), nn.Dense(784)
+
+    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mu, logvar = jnp.split(self.down(images), 2, axis=-1)
+        return mu, logvar
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        return self.up(z)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, options, few_images):
+    """A run of it that nothing has disturbed: options, state and averages."""
+    config = options(tmp_path_factory.mktemp("own"), learning_rate=0.01)
+    return config, *fit(config, few_images, Linear())
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_goes_on_to_the_same_bits(straight, tmp_path, options, few_images, monkeypatch):
+    config = options(tmp_path, learning_rate=0.01)
+    advance, steps = Progress.advance, 0
+
+    def interrupt(*args):
+        nonlocal steps
+        advance(*args)
+        steps += 1
+        if steps == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as interrupted:
+        patch.setattr(Progress, "advance", interrupt)
+        fit(config, few_images, Linear())
+    assert str(interrupted.value) == "to go on: call fit with the same arguments and overwrite=False"
+    assert checkpoints(config)[-1] == STEPS + 2
+    state, history = fit(config, few_images, Linear())
+    expected = straight[1]
+    for found, right in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_array_equal(found, right)
+    assert [dataclasses.replace(epoch, seconds=0) for epoch in history] == [
+        dataclasses.replace(epoch, seconds=0) for epoch in straight[2]
+    ]
+
+
+def test_it_trains_and_draws_pictures(straight):
+    config, state, history = straight
+    assert isinstance(state.model, Linear)
+    assert history[-1].test_loss < history[0].test_loss < 544  # of uniform pixels: 784 ln 2
+    assert [epoch["test_loss"] for epoch in metrics(config)] == [epoch.test_loss for epoch in history]
+    for name in PICTURES:
+        with Image.open(config.workdir / name) as picture:
+            assert picture.width > 300
+    assert json.loads((config.workdir / "config.json").read_text())["versions"]["flax"]
+
+
+def test_no_pytorch_file_is_written(straight, few_images, capsys):
+    config, *_ = straight
+    assert not config.export.exists() and not (config.workdir / "model.pth").exists()
+    fit(config, few_images, Linear())
+    assert "Linear: is not the documented model, so that no PyTorch file is written\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", [None, Linear(latent_dim=5)])
+def test_another_model_is_refused(model, straight, few_images):
+    config, *_ = straight
+    with pytest.raises(InputError, match=f"--workdir {config.workdir}: holds a run of another model"):
+        fit(config, few_images, model)
