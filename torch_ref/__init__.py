@@ -1,6 +1,6 @@
-"""The PyTorch side: the documented model, its training loop, the way to and from the JAX parameters. No jax here.
+"""The PyTorch side: the documented model, its training script, and weights to and from JAX. Imports no jax.
 
-All that a PyTorch user needs of a trained model:
+How a PyTorch user loads a trained model:
 
     import torch
     from torch_ref import convert

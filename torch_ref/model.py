@@ -1,4 +1,4 @@
-"""The documented PyTorch model: the reference that the JAX one is held to."""
+"""The documented PyTorch model: the reference for the JAX model."""
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ class Encoder(nn.Module):
         self.fc2_logvar = nn.Linear(hidden_dim, latent_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels in [0, 1], [batch, pixels], to mu and logvar, [batch, latent] each."""
+        """Maps pixels in [0, 1], [batch, pixels], to mu and logvar, [batch, latent] each."""
         h = torch.relu(self.fc1(images))
         return self.fc2_mu(h), self.fc2_logvar(h)
 
 
 class Decoder(nn.Module):
-    """p(x | z) = Bernoulli(recon), each pixel on its own."""
+    """p(x | z) = Bernoulli(recon), with independent pixels."""
 
     def __init__(self, hidden_dim: int = 400, latent_dim: int = 20, pixels: int = 784):
         super().__init__()
@@ -28,11 +28,11 @@ class Decoder(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, pixels)
 
     def logits(self, z: Tensor) -> Tensor:
-        """[batch, latent] to [batch, pixels]."""
+        """Maps z, [batch, latent], to logits, [batch, pixels]."""
         return self.fc2(torch.relu(self.fc1(z)))
 
     def forward(self, z: Tensor) -> Tensor:
-        """[batch, latent] to the means of the pixels in [0, 1], [batch, pixels]."""
+        """Maps z, [batch, latent], to recon, the means of the pixels in [0, 1], [batch, pixels]."""
         return torch.sigmoid(self.logits(z))
 
 
@@ -46,12 +46,12 @@ class VAE(nn.Module):
 
     @staticmethod
     def reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
-        """z = mu + exp(logvar / 2) * eps; without `eps`, it is drawn from N(0, I)."""
+        """z = mu + exp(logvar / 2) * eps, with `eps` drawn from N(0, I) if it is not given."""
         if eps is None:
             eps = torch.randn_like(mu)
         return mu + torch.exp(logvar / 2) * eps
 
     def forward(self, images: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels in [0, 1], [batch, pixels], to recon ([batch, pixels]), mu and logvar ([batch, latent] each)."""
+        """Maps pixels in [0, 1], [batch, pixels], to recon ([batch, pixels]), mu and logvar ([batch, latent])."""
         mu, logvar = self.encoder(images)
         return self.decoder(self.reparameterize(mu, logvar, eps)), mu, logvar

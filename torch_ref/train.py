@@ -145,7 +145,7 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[Epoch]]:
     batch_size = min(config.batch_size, len(train_set))
     train_loader = DataLoader(train_set, batch_size, shuffle=True)
     test_loader = DataLoader(test_set, batch_size)
-    model = VAE(config.hidden_dim, config.latent_dim, math.prod(dataset.image_shape)).to(device)
+    model = VAE(config.hidden_dim, config.latent_dim, train_set[0][0].numel()).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
     say(f"losses: nats per image; cross entropy of {dataset.pixels(config.binarize)} pixels")
@@ -169,11 +169,13 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[Epoch]]:
                 f"epoch {number}: the loss is not finite; nothing exported; try a lower --learning-rate or --beta"
             )
         history.append(epoch)
-        weight = "" if config.beta == 1 else f"{config.beta:g} * "
+        loss, bce = round(epoch.train_loss, 2), round(train_bce, 2)
+        # With beta 1 the last digit of the KLD is that of the difference, so that the printed sum holds.
+        kld = f"kld {loss - bce:.2f}" if config.beta == 1 else f"{config.beta:g} * kld {train_kld:.2f}"
         say(
-            f"epoch {number:{len(str(config.epochs))}}/{config.epochs}  train loss {epoch.train_loss:.2f}"
-            f" = bce {train_bce:.2f} + {weight}kld {train_kld:.2f}  test loss {epoch.test_loss:.2f}  {seconds:.2f} s"
+            f"epoch {number:{len(str(config.epochs))}}/{config.epochs}  train loss {loss:.2f} = bce {bce:.2f} + {kld}"
+            f"  test loss {epoch.test_loss:.2f}  {seconds:.2f} s"
         )
-    convert.save(model.state_dict(), config.export)
+    convert.save(convert.to_state_dict(convert.to_params(model.state_dict())), config.export)  # plain, on the CPU
     say(f"saved {config.export}")
     return model, history

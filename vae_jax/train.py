@@ -92,6 +92,8 @@ def fit(
         else:
             say(f"{workdir}: finished after epoch {config.epochs}; more --epochs train on, --overwrite starts again")
         with signals.defer_signals():  # meanwhile
+            import torch  # noqa: F401 - `export` needs it; its import takes a second or two
+
             from vae_jax.pictures.run import RunPictures
             from vae_jax.runs.export import export
         pictures = RunPictures(config, workdir, logs, feed)

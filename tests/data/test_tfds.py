@@ -1,5 +1,6 @@
 """Sets of TFDS without TensorFlow: originals from a server on this machine, and copies that TFDS has prepared."""
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -44,6 +45,8 @@ def server(small):
     """Serves a few images as MNIST."""
     with served("mnist", gzipped_idx_files(small)) as server:
         yield server
+    # pooch leaves connections of failed downloads open: warn about them now, while the warning is ignored.
+    gc.collect()
 
 
 class SmallDigits(tfds.core.GeneratorBasedBuilder):

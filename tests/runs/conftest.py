@@ -2,10 +2,10 @@ import shutil
 import sys
 
 import pytest
-from tests.runs import small_runs
-from tests.runs.small_runs import Died, Options
 
 import vae_jax.train
+from tests.runs import small_runs
+from tests.runs.small_runs import Died, Options
 from vae_jax import TrainConfig, fit
 from vae_jax.runs.checkpoint import Checkpoints
 from vae_jax.runs.workdir import Workdir

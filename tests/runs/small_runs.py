@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -72,9 +71,13 @@ def metrics(config: TrainConfig) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
+def listing(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def checkpoints(config: TrainConfig) -> list[int]:
     """The steps of the checkpoints; nothing else is in their folder."""
-    names = os.listdir(config.workdir / "checkpoints")
+    names = listing(config.workdir / "checkpoints")
     return sorted(int(name.removesuffix(".safetensors")) for name in names)
 
 
@@ -85,5 +88,5 @@ def require_same(config: TrainConfig, other: TrainConfig) -> None:
         assert (config.workdir / name).read_bytes() == (other.workdir / name).read_bytes(), name
     assert metrics(config) == metrics(other)
     assert checkpoints(config)[-1] == checkpoints(other)[-1]
-    assert {*os.listdir(config.workdir.parent)} == {*os.listdir(other.workdir.parent)}
-    assert {*os.listdir(config.workdir)} == {*os.listdir(other.workdir)}
+    assert listing(config.workdir.parent) == listing(other.workdir.parent)
+    assert listing(config.workdir) == listing(other.workdir)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
-from tests.runs.small_runs import STEPS, checkpoints, metrics, require_same
 
+from tests.runs.small_runs import STEPS, checkpoints, metrics, require_same
 from vae_jax import NonFiniteLossError, fit
 from vae_jax.runs.checkpoint import Checkpoints
 from vae_jax.runs.metrics import EpochMetrics
@@ -111,8 +111,8 @@ def damages(content: bytes) -> list[bytes | None]:
     """A file truncated, emptied, grown, deleted, and with single bits flipped all over it."""
     header = 8 + int.from_bytes(content[:8], "little")
     # In the length of the header, everywhere in the header, and everywhere in the arrays.
-    places = [*range(0, 64, 7), *np.linspace(64, 8 * header - 1, 60, dtype=int)]
-    places += [*np.linspace(8 * header, 8 * len(content) - 1, 20, dtype=int)]
+    places = [*range(0, 64, 11), *np.linspace(64, 8 * header - 1, 25, dtype=int)]
+    places += [*np.linspace(8 * header, 8 * len(content) - 1, 10, dtype=int)]
     flipped = []
     for place in places:
         damaged = bytearray(content)
@@ -240,7 +240,8 @@ def test_a_full_disk(writer, call, file, note, tmp_path, options, undisturbed, c
 def test_parameters_that_are_not_finite_are_not_kept(finished, newest, few_images):
     progress = newest(finished)
     progress.state = progress.state.replace(
-        step=progress.state.step + 1, params=jax.tree.map(lambda leaf: leaf * jnp.float32(jnp.nan), progress.state.params)
+        step=progress.state.step + 1,
+        params=jax.tree.map(lambda leaf: leaf * jnp.float32(jnp.nan), progress.state.params),
     )
     with pytest.raises(NonFiniteLossError, match="epoch 3: step 16 has made parameters that are not finite"):
         Checkpoints(finished, Workdir(finished), few_images).save(progress)

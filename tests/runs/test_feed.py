@@ -5,9 +5,7 @@ import pytest
 from vae_jax.runs.feed import CHUNK_FLOPS, chunk_steps, step_flops
 
 
-@pytest.mark.parametrize(
-    ("steps", "flops"), [(469, 5 * 10**8), (1, 10**12), (600, 10**12), (467, 5 * 10**8), (10, 1)]
-)
+@pytest.mark.parametrize(("steps", "flops"), [(469, 5 * 10**8), (1, 10**12), (600, 10**12), (467, 5 * 10**8), (10, 1)])
 def test_chunks_cover_an_epoch(steps, flops):
     chunks = chunk_steps(steps, flops)
     assert [step for chunk in chunks for step in chunk] == list(range(steps))

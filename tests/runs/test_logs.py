@@ -1,20 +1,24 @@
 """config.json, and the line of an epoch."""
 
+import dataclasses
 import importlib.metadata
 import json
+import math
 
 import pytest
 
-from vae_jax import TrainConfig
+from vae_jax import NonFiniteLossError, TrainConfig
 from vae_jax.config import to_json
-from vae_jax.runs.logs import describe_losses, epoch_line
+from vae_jax.runs.logs import Logs, describe_losses, epoch_line
 from vae_jax.runs.metrics import EpochMetrics
+from vae_jax.runs.workdir import Workdir
+from vae_jax.train import describe
 
 
 def metrics(beta: float, **changes) -> EpochMetrics:
     parts = {"train_bce": 164.128, "train_kld": 25.374, "test_bce": 105.583, "test_kld": 25.3} | changes
     losses = {f"{split}_loss": parts[f"{split}_bce"] + beta * parts[f"{split}_kld"] for split in ("train", "test")}
-    return EpochMetrics(**{"epoch": 10, "seconds": 12.34, "pixels": "grey"} | parts | losses)
+    return EpochMetrics(**{"epoch": 10, "seconds": 4.56, "pixels": "grey"} | losses | parts)
 
 
 def test_config_json(undisturbed, few_images):
@@ -29,11 +33,21 @@ def test_config_json(undisturbed, few_images):
     }
 
 
-def test_the_line_of_an_epoch_fits_into_a_terminal():
-    line = epoch_line(metrics(1.0), epochs=10, beta=1.0)
-    assert line == "epoch 10/10  train loss 189.50 = bce 164.13 + kld 25.37  test loss 130.88  12.3 s"
+@pytest.mark.parametrize(
+    ("seconds", "printed"),
+    [(0.056, "56 ms"), (0.0999, "0.1 s"), (0.56, "0.6 s"), (4.56, "4.6 s"), (9.97, "10 s"), (123.4, "123 s")],
+)
+def test_the_line_of_an_epoch_fits_into_a_terminal(seconds, printed):
+    line = epoch_line(metrics(1.0, seconds=seconds), epochs=10, beta=1.0)
+    assert line == f"epoch 10/10  train loss 189.50 = bce 164.13 + kld 25.37  test loss 130.88  {printed}"
     assert len(line) <= 80
-    assert len(describe_losses("grey")) <= 80
+
+
+def test_the_first_lines_fit_into_a_terminal(mnist):
+    first = f"{describe(TrainConfig(), mnist)}; 652,824 parameters; cpu"
+    assert first == "mnist: 60,000 training, 10,000 test images, 28 x 28; 652,824 parameters; cpu"
+    for line in (first, describe_losses("grey"), describe_losses("binary")):
+        assert len(line) <= 80
 
 
 def test_the_parts_of_the_loss_add_up_as_printed():
@@ -48,9 +62,12 @@ def test_the_line_shows_the_kld_itself_whatever_beta_is(beta):
     assert f" + {beta:g} * kld 25.37  test loss " in epoch_line(metrics(beta), epochs=10, beta=beta)
 
 
-def test_the_documented_options_fit_into_80_columns():
-    from vae_jax.train import describe
-    from vae_jax import load
-
-    first = f"{describe(TrainConfig(), load())}; 652,824 parameters; cpu"
-    assert len(first) <= 80
+@pytest.mark.parametrize("part", ["train_loss", "test_loss"])
+def test_a_loss_that_is_not_finite(part, tmp_path, options, few_images, capsys):
+    # The last step of an epoch can diverge when its own loss, which is taken before it, was still finite.
+    config = options(tmp_path)
+    bad = dataclasses.replace(metrics(1.0), **{part: math.nan})
+    workdir = Workdir(config)
+    with workdir.lock(), pytest.raises(NonFiniteLossError, match=r"^epoch 10, after its last step: "):
+        Logs(config, workdir, few_images, "cpu", []).add(bad)
+    assert (config.workdir / "metrics.jsonl").read_text() == capsys.readouterr().out == ""

@@ -5,9 +5,9 @@ import pkgutil
 import threading
 
 import pytest
-from tests.runs.small_runs import STEPS, Died, checkpoints, metrics, require_same
 
-from vae_jax import NonFiniteLossError, fit
+from tests.runs.small_runs import STEPS, Died, checkpoints, metrics, require_same
+from vae_jax import fit
 from vae_jax.runs.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -48,7 +48,7 @@ def test_death_between_two_changes(tmp_path, options, undisturbed, monkeypatch):
         monkeypatch.setattr(found, name, mortal(getattr(found, name)))
     fit(options(tmp_path / "counted"))
     assert calls > 80
-    for moment in range(1, calls + 1, 17):
+    for moment in range(1, calls + 1, 23):
         config = options(tmp_path / str(moment))
         calls, last = 0, moment
         with pytest.raises(Died):
@@ -124,14 +124,6 @@ def test_a_loss_that_is_not_finite(tmp_path, options, command):
     assert error.count("\n") == 1
     assert checkpoints(config) == [1]
     assert not config.export.exists()
-
-
-def test_the_last_step_of_an_epoch_diverges(tmp_path, options):
-    # One step an epoch: the training loss, before the step, is finite; the test loss is not.
-    config = options(tmp_path, learning_rate=1e30, batch_size=600)
-    with pytest.raises(NonFiniteLossError, match="epoch 1, after its last step: .* the test loss"):
-        fit(config)
-    assert not config.export.exists() and metrics(config) == []
 
 
 def test_events_of_a_run_that_died(tmp_path, options, monkeypatch):

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.runs.small_runs import ROOT, arguments, process, require_same, start
 
+from tests.runs.small_runs import ROOT, arguments, process, require_same, start
 from vae_jax import fit
 from vae_jax.config import TrainConfig
 
@@ -70,8 +70,8 @@ LIBRARY_CALL = """
 import sys
 from pathlib import Path
 from vae_jax import TrainConfig, fit
-data, folder = sys.argv[1:]
-config = TrainConfig(data, epochs=1, hidden_dim=16, latent_dim=4, workdir=Path(folder, "run"), export=Path(folder, "vae.pth"))
+data, folder = sys.argv[1], Path(sys.argv[2])
+config = TrainConfig(data, epochs=1, hidden_dim=16, latent_dim=4, workdir=folder / "run", export=folder / "vae.pth")
 try:
     fit(config)
 except KeyboardInterrupt:

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.runs.small_runs import checkpoints, require_same
 
+from tests.runs.small_runs import checkpoints, require_same
 from vae_jax import InputError, fit
 from vae_jax.config import Recipe, option_name
 from vae_jax.runs.events import Events

@@ -47,8 +47,10 @@ def test_training(few, tmp_path, capsys):
     assert last == f"saved {tmp_path / 'vae.pth'}"
     found = LINE.fullmatch(line)
     assert found and found[1] == found[2] == "1"
-    shown = epoch.train_loss, epoch.train_bce, epoch.train_kld, epoch.test_loss
-    assert [float(number) for number in found.groups()[2:]] == [round(number, 2) for number in shown]
+    loss, bce, kld, test_loss = map(float, found.groups()[2:])
+    assert (loss, bce, test_loss) == tuple(round(v, 2) for v in (epoch.train_loss, epoch.train_bce, epoch.test_loss))
+    assert round(bce + kld, 2) == loss  # as printed
+    assert kld == pytest.approx(epoch.train_kld, abs=0.011)
 
 
 def test_the_line_shows_the_kld_itself(few, tmp_path, capsys):

@@ -98,8 +98,9 @@ def epoch_line(metrics: EpochMetrics, epochs: int, beta: float) -> str:
     loss, bce = round(metrics.train_loss, 2), round(metrics.train_bce, 2)
     # With beta 1 the last digit of the KLD is that of the difference, so that the printed sum holds.
     kld = f"kld {loss - bce:.2f}" if beta == 1 else f"{beta:g} * kld {metrics.train_kld:.2f}"
-    seconds = f"{metrics.seconds:.{1 if metrics.seconds >= 1 else 2}f} s"
+    seconds = metrics.seconds
+    time = f"{1000 * seconds:.0f} ms" if seconds < 0.0995 else f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
     return (
         f"epoch {metrics.epoch:{len(str(epochs))}}/{epochs}  train loss {loss:.2f} = bce {bce:.2f} + {kld}"
-        f"  test loss {metrics.test_loss:.2f}  {seconds}"
+        f"  test loss {metrics.test_loss:.2f}  {time}"
     )
