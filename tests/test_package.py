@@ -39,9 +39,20 @@ def test_the_wheel_runs_outside_the_repository(tmp_path):
         f"vae_jax-{vae_jax.__version__}.dist-info",
     }
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    words = "train --epochs 1 --hidden-dim 8 --latent-dim 2 --batch-size 2000 --workdir run --export vae.pth".split()
+    options = [
+        "--epochs=1",
+        "--hidden-dim=8",
+        "--latent-dim=2",
+        "--batch-size=2000",
+        "--workdir=run",
+        "--export=vae.pth",
+    ]
     result = subprocess.run(
-        [sys.executable, "-m", "vae_jax", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "vae_jax", "train", *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert (tmp_path / "vae.pth").stat().st_size > 50_000

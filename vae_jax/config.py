@@ -40,7 +40,10 @@ class Bounds(NamedTuple):
     exclusive: bool = False  # whether `least` itself is refused
     hint: str = ""
 
-    def accept(self, value: int | float) -> bool:
+    def accept(self, value: Any, whole: bool) -> bool:
+        """Whether the value is a number within the bounds, and a whole one if it has to be."""
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            return False
         return (self.least < value if self.exclusive else self.least <= value) and value <= self.most
 
     def describe(self, whole: bool) -> str:
@@ -87,8 +90,7 @@ class Options:
                 good, expected = value in get_args(kinds[0]), f"one of {', '.join(get_args(kinds[0]))}"
             elif bounds is not None:
                 whole = kinds[0] is int
-                good = type(value) in ((int,) if whole else (int, float)) and bounds.accept(value)
-                expected = bounds.describe(whole)
+                good, expected = bounds.accept(value, whole), bounds.describe(whole)
             else:
                 continue
             if not good:
@@ -206,8 +208,8 @@ class TrainConfig(DataOptions, Recipe):
 
     @property
     def advice(self) -> str:
-        """What an interrupted run tells its user."""
-        return f"to go on: {self.command}"
+        """What an interrupted run tells its user; never to overwrite what it has done."""
+        return f"to go on: {dataclasses.replace(self, overwrite=False).command}"
 
 
 @dataclasses.dataclass(frozen=True)

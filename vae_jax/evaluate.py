@@ -186,7 +186,8 @@ def _log_px(
 def _mean_and_stderr(per_image: Array | np.ndarray) -> tuple[float, float]:
     # In float64, whatever type the device computes in.
     values = np.asarray(per_image, np.float64)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+    with np.errstate(invalid="ignore"):  # of values that are not finite, which `measure` refuses
+        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def table(evaluation: Evaluation) -> str:

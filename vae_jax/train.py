@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vae_jax.core.steps import TrainState
     from vae_jax.runs.metrics import EpochMetrics
 
+# Stands for the name of a data set that the caller of `fit` has given.
+GIVEN = "given to fit"
+
 
 def fit(
     config: TrainConfig, dataset: Dataset | None = None, model: nn.Module | None = None
@@ -45,11 +48,12 @@ def fit(
       Interrupted: Ctrl-C or SIGTERM came while training; a checkpoint has been written.
     """
     config.check()
+    if dataset is not None:
+        config = dataclasses.replace(config, data=GIVEN)
     workdir = Workdir(config)
     workdir.check()
-    advice = dataclasses.replace(config, overwrite=False).advice
-    if dataset is not None or model is not None:
-        advice = "to go on: call fit with the same arguments and overwrite=False"
+    by_command = dataset is None and model is None
+    advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
     dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
     with signals.defer_signals():  # half an import would break the process for good
         import jax
@@ -76,7 +80,6 @@ def fit(
                 f"--epochs {config.epochs}: {workdir} is after {progress}; give more epochs to go on with it,"
                 " add --overwrite to replace it, or name another --workdir"
             )
-        signals.advise(advice)
         device = jax.devices()[0].device_kind
         logs = Logs(config, workdir, dataset, device, progress.history)
         feed = Feed(config, dataset, progress.state)

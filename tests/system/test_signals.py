@@ -71,8 +71,7 @@ def test_end_on_signal(signum):
     script = (
         "import signal\n"
         "from vae_jax.system import signals\n"
-        "signals.end_on_signal()\n"
-        "signals.advise('to go on: do it again')\n"
+        "signals.end_on_signal('to go on: do it again')\n"
         "try:\n"
         f"    signal.raise_signal({signum.value})\n"
         "finally:\n"

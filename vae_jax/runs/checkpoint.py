@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.serialization
@@ -168,8 +168,9 @@ class Checkpoints:
                     f" expected {expected.get(name, 'none')}; give the model of that run to go on with it, add"
                     " --overwrite to replace it, or name another folder"
                 )
-        tree = flax.traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep=".")
-        return flax.serialization.from_state_dict(blank, tree | {"key": jax.random.wrap_key_data(tree["key"])})
+        tree: Any = flax.traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep=".")
+        tree["key"] = jax.random.wrap_key_data(tree["key"])
+        return cast(steps.TrainState, flax.serialization.from_state_dict(blank, tree))
 
 
 def _leaves(state: steps.TrainState) -> dict[str, Any]:

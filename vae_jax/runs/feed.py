@@ -17,7 +17,7 @@ from vae_jax.config import Binarize, Split, TrainConfig
 from vae_jax.core import steps
 from vae_jax.core.binarize import binarize
 from vae_jax.core.objective import Losses
-from vae_jax.data.dataset import Dataset
+from vae_jax.data.dataset import Dataset, Pixels
 from vae_jax.system.console import STDERR, tolerate_closed_output
 
 # Between two chunks the progress bar moves and a signal can stop the run. So many floating-point operations take
@@ -47,7 +47,7 @@ class Feed:
         self.train_images = as_seen_by_run(dataset.train_images, train_rule, state.key, "train")
         self.test_images = as_seen_by_run(dataset.test_images, config.binarize, state.key, "test")
         self.image_shape = dataset.image_shape
-        self.pixels = dataset.pixels(config.binarize)
+        self.pixels: Pixels = dataset.pixels(config.binarize)
         self._key = jnp.copy(state.key)  # a step donates the one in the state
         self._batch_size = min(config.batch_size, len(self.train_images))
         self._test_batches = steps.split_batches(jnp.arange(len(self.test_images)), self._batch_size)

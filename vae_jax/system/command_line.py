@@ -14,7 +14,7 @@ from typing import TypeVar
 import tyro
 
 from vae_jax.system import signals
-from vae_jax.system.console import warn
+from vae_jax.system.console import STDOUT, warn
 from vae_jax.system.errors import InputError, NonFiniteLossError
 
 Config = TypeVar("Config")
@@ -34,11 +34,15 @@ def run(command: Callable[[Config], object], config_type: type[Config], prog: st
     signals.end_on_signal()
     try:
         config = parse(config_type, prog)
-        signals.advise(getattr(config, "advice", ""))
+        signals.end_on_signal(getattr(config, "advice", ""))
         command(config)
+        signals.end_on_signal()  # nothing is left to go on with
     except InputError as error:
         warn(f"error: {error}")
         sys.exit(2)
+    except BrokenPipeError:  # of --help, whose reader has seen enough; everything else tolerates it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+        sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         warn(f"error: {where}{error.strerror or error}; fix this and rerun the command")

@@ -14,8 +14,6 @@ from typing import Any, NoReturn
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
-_advice = ""
-
 
 class Interrupted(KeyboardInterrupt):
     """A signal has stopped the work; the message says how to go on. Commands exit with 128 + `signum`, as shells do."""
@@ -86,20 +84,14 @@ def raise_on_signal() -> Iterator[None]:
         yield
 
 
-def advise(advice: str) -> None:
-    """Sets what a process prints when `end_on_signal` ends it: how to go on with the work."""
-    global _advice
-    _advice = advice
-
-
-def end_on_signal() -> None:
-    """From now on, SIGINT and SIGTERM end the process at once.
+def end_on_signal(advice: str = "") -> None:
+    """From now on, SIGINT and SIGTERM end the process at once, after printing `advice`.
 
     They raise no exception: in the middle of an import it could get lost, or break a half-loaded library. Files are
     whole at every moment, as they must be for kill -9.
     """
     for signum in STOPS:
-        signal.signal(signum, lambda signum, _: end(signum, _advice))
+        signal.signal(signum, lambda signum, _: end(signum, advice))
 
 
 def end(signum: int, advice: str = "") -> NoReturn:
