@@ -247,8 +247,18 @@ def test_an_image_set_is_taken_as_given(weights, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("vae_jax.runs.trained.load", lambda *options: asked.append(options) or load())
     for options in ({}, {"data": "", "data_dir": Path("here"), "max_data_gb": 1.0}):
-        generate(Sample(tmp_path, tmp_path / "a.npz", **options))
+        generate(Reconstruct(tmp_path, tmp_path / "a.npz", **options))
     assert asked == [("mnist", Path("sets"), 3.0), ("", Path("here"), 1.0)]
+
+
+def test_a_run_needs_no_image_set_for_samples(weights, weights_2d, tmp_path):
+    for kind, model in ((Sample, weights), (Manifold, weights_2d)):
+        (tmp_path / "config.json").write_text(json.dumps({"data": "no/longer/there.npz", "image_shape": [28, 28]}))
+        shutil.copy(model, tmp_path / "model.pth")
+        generate(kind(tmp_path, tmp_path / "a.png"))
+        (tmp_path / "config.json").write_text(json.dumps({"data": "no/longer/there.npz", "image_shape": [7, 7]}))
+        with pytest.raises(InputError, match="no such file"):
+            generate(kind(tmp_path, tmp_path / "b.png"))
 
 
 def test_command_line(weights, tmp_path):

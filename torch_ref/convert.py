@@ -32,14 +32,20 @@ from vae_jax.system.files import replacing, require_writable
 from vae_jax.system.memory import memory
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
+# How files begin that people take for weights.
+NOT_WEIGHTS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull`",
+    b"<!doctype": "an HTML page, not a weights file; download the file itself",
+    b"<html": "an HTML page, not a weights file; download the file itself",
+}
 
 
 def load(path: Path | str) -> StateDict:
     """Reads a file in any known layout. The file need not be trusted: no code in it is run.
 
     Args:
-      path: A file that `torch.save` wrote, or one of the safetensors package if the name ends in .safetensors. It holds
-        a state dict, alone or in a checkpoint's dict under one of `MODEL_KEYS`.
+      path: A file that `torch.save` wrote, or one of the safetensors package, whatever its name. It holds a state dict,
+        alone or in a checkpoint's dict under one of `MODEL_KEYS`.
 
     Returns:
       A state dict in the documented layout, ready for `torch_ref.model.VAE.load_state_dict`.
@@ -91,7 +97,13 @@ def read(path: Path | str) -> dict[Any, Any]:
         raise WeightsError(
             f"takes {status.st_size / 1e9:,.1f} GB; expected at most {memory() / 8e9:,.1f} GB, an eighth of the memory"
         )
-    entries = _read_safetensors(path) if is_safetensors(path) else pickles.read(path)
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    # By their content: people rename files.
+    for begin, what in NOT_WEIGHTS.items():
+        if start.lstrip().lower().startswith(begin):
+            raise WeightsError(f"is {what}")
+    entries = _read_safetensors(path) if start[8:9] == b"{" else pickles.read(path)
     if not isinstance(entries, dict):
         raise WeightsError(f"holds {type(entries).__name__}; expected a state dict")
     return entries

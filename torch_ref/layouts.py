@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vae_jax.config import Layout
+from vae_jax.system.console import say
 from vae_jax.system.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
 }
 # Where a checkpoint's dict keeps the model.
 MODEL_KEYS = ("model", "model_state", "model_state_dict", "state_dict")
+# What DistributedDataParallel, torch.compile and modules around the model put before its keys.
+PREFIXES = ("module.", "_orig_mod.", "model.", "vae.")
 
 
 def to_state_dict(params: Params, layout: Layout = "documented") -> StateDict:
@@ -88,7 +91,7 @@ def check(state_dict: Mapping[str, torch.Tensor]) -> Layout:
         found = ", ".join(map(str, list(state_dict)[:3])) or "none at all"
         raise WeightsError(
             f"has no key of this model, but {found:.80}; expected {', '.join(sorted(_keys(layout)))}, alone or under"
-            f' {", ".join(MODEL_KEYS)}; remove prefixes that a wrapper has added, such as "module." or "_orig_mod."'
+            f" {', '.join(MODEL_KEYS)}; remove prefixes other than {', '.join(PREFIXES)}"
         )
     _require_keys(set(state_dict), _keys(layout), f"the state dict (layout {layout})")
     for key, tensor in state_dict.items():
@@ -124,6 +127,8 @@ def sizes(state_dict: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
 def model_of(entries: Mapping[Any, Any]) -> StateDict:
     """The state dict in the dict of a file: its own entries, or those under one of `MODEL_KEYS`.
 
+    Prefixes that wrappers add to every key are left out, and half precision is widened to float32, both in one line.
+
     Raises:
       WeightsError: It has several of these keys, or no dict under the key.
     """
@@ -133,7 +138,34 @@ def model_of(entries: Mapping[Any, Any]) -> StateDict:
     model = entries[found[0]] if found else entries
     if not isinstance(model, Mapping):
         raise WeightsError(f"key {found[0]}: is {type(model).__name__}; expected a state dict")
-    return dict(model)
+    return _widen(_strip_prefixes(dict(model)))
+
+
+def _strip_prefixes(state_dict: StateDict) -> StateDict:
+    """The state dict without the prefixes that wrappers add, as long as every key has the same one; says so."""
+    stripped = ""
+    while prefix := next((prefix for prefix in PREFIXES if _all_start_with(state_dict, prefix)), None):
+        state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        stripped += prefix
+    if stripped:
+        say(f"weights: every key begins with {stripped}, which is left out")
+    return state_dict
+
+
+def _all_start_with(state_dict: StateDict, prefix: str) -> bool:
+    return bool(state_dict) and all(isinstance(key, str) and key.startswith(prefix) for key in state_dict)
+
+
+def _widen(state_dict: StateDict) -> StateDict:
+    """The state dict as float32, if every tensor in it is float16 or bfloat16; says so."""
+    import torch
+
+    halves = (torch.float16, torch.bfloat16)
+    kinds = {value.dtype if is_dense(value) else None for value in state_dict.values()}
+    if not kinds or not kinds <= {*halves}:
+        return state_dict
+    say(f"weights: {' and '.join(sorted(map(str, kinds)))}, read as float32")
+    return {key: value.float() for key, value in state_dict.items()}
 
 
 def is_dense(value: Any) -> bool:

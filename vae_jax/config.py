@@ -130,7 +130,7 @@ class SharedRecipe(Options):
     """The options that decide a model, those that JAX and PyTorch share."""
 
     data: str = "mnist"
-    """Image set: mnist (bundled), tfds:NAME[/CONFIG][:VERSION], a folder of IDX files, or a FILE.npz."""
+    """Image set: mnist (bundled), tfds:NAME[/CONFIG][:VERSION], a folder of IDX files, or a FILE (.npz, .npy)."""
     binarize: Binarize = "none"
     """Pixels: grey (none), or 0 and 1 drawn anew every epoch (dynamic), once (static), or cut at 0.5 (threshold)."""
     batch_size: int = bounded(128, 1, INT32_MAX)

@@ -3,6 +3,7 @@
 jax is imported when a model is used, so that `--help` and wrong options are answered at once.
 """
 
+import math
 from pathlib import Path
 from typing import cast
 
@@ -43,18 +44,24 @@ def generate(config: GenerateConfig) -> Picture:
         raise InputError(f"--dimensions {config.dimensions}: the model has {trained.latent_dim}; ask for fewer")
     _require_other_file(config, trained)
     _require_drawable(config, trained)
-    _, dataset, rule = images_for(config, trained)
     rng = np.random.default_rng(config.seed)
-    numbers = _numbers(config, len(dataset.test_images), rng)
+    if isinstance(config, Sample | Manifold):
+        image_shape = _image_shape(config, trained)
+        images, numbers = np.empty((0, trained.pixels)), np.array([])
+    else:
+        _, dataset, rule = images_for(config, trained)
+        image_shape = dataset.image_shape
+        numbers = _numbers(config, len(dataset.test_images), rng)
 
-    import jax
+        import jax
 
-    from vae_jax.core.model import to_pixels
-    from vae_jax.runs.feed import as_seen_by_run
+        from vae_jax.runs.feed import as_seen_by_run
 
-    images = as_seen_by_run(dataset.test_images, rule, jax.random.key(trained.options.get("seed", 0)), "test")
+        images = as_seen_by_run(dataset.test_images, rule, jax.random.key(trained.options.get("seed", 0)), "test")
 
     def originals(chosen: np.ndarray | slice) -> np.ndarray:
+        from vae_jax.core.model import to_pixels
+
         return np.asarray(to_pixels(images[chosen]))
 
     match config:
@@ -78,9 +85,17 @@ def generate(config: GenerateConfig) -> Picture:
         drawn = rng.random(picture.images.shape, np.float32) < picture.images
         made = np.isfinite(picture.z[..., :1])
         picture = picture._replace(images=np.where(made, drawn, picture.images).astype(np.float32))
-    kinds.save(picture, dataset.image_shape, config.out)
+    kinds.save(picture, image_shape, config.out)
     say(f"saved {config.out}")
     return picture
+
+
+def _image_shape(config: GenerateConfig, trained: Trained) -> tuple[int, ...]:
+    """The shape of an image; a run knows it, and needs no image set for pictures that show none."""
+    shape = tuple(trained.options.get("image_shape", ()))
+    if config.data is None and math.prod(shape) == trained.pixels:
+        return shape
+    return images_for(config, trained)[1].image_shape
 
 
 def _check(config: GenerateConfig) -> None:

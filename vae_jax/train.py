@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vae_jax.config import TrainConfig
-from vae_jax.data.dataset import Dataset, load
+from vae_jax.data.dataset import Dataset, checked, load
 from vae_jax.runs.workdir import Workdir
 from vae_jax.system import command_line, signals
 from vae_jax.system.console import say
@@ -49,7 +49,7 @@ def fit(
     """
     config.check()
     if dataset is not None:
-        config = dataclasses.replace(config, data=GIVEN)
+        config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset)
     workdir = Workdir(config)
     workdir.check()
     by_command = dataset is None and model is None

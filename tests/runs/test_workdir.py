@@ -6,10 +6,11 @@ import pkgutil
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.runs.small_runs import checkpoints, require_same
-from vae_jax import InputError, fit
+from vae_jax import Dataset, InputError, fit
 from vae_jax.config import Recipe, option_name
 from vae_jax.runs.events import Events
 from vae_jax.runs.workdir import Workdir
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 CHANGES = {
     "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
-    "binarize": "threshold", "data": "tfds:mnist", "matmul_precision": "high", "init": Path("other.pth"),
+    "binarize": "threshold", "matmul_precision": "high", "init": Path("other.pth"),
 }  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", [*(field.name for field in dataclasses.fields(Recipe)), "all"])
+@pytest.mark.parametrize("name", [*(field.name for field in dataclasses.fields(Recipe) if field.name != "data"), "all"])
 def test_another_recipe_is_refused(name, finished, tmp_path, command):
     changes = CHANGES if name == "all" else {name: CHANGES[name]}
     shutil.rmtree(finished.workdir / "checkpoints")  # config.json tells too
@@ -52,10 +53,31 @@ def test_other_images_are_refused(finished, tmp_path, few_images):
     changed = few_images.train_images.copy()
     changed[5, 7, 7] += 1
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"--data .*few.npz: holds other images than those of the run in "):
+    with pytest.raises(InputError, match="--data given to fit: holds other images than those of the run in "):
         fit(finished, dataset=few_images._replace(train_images=changed))
     assert contents(tmp_path) == before
     fit(finished, dataset=few_images)
+
+
+def test_a_run_goes_on_in_another_place_with_its_images_elsewhere(stopped, tmp_path, few_images_file, undisturbed):
+    workdir = shutil.move(stopped.workdir, tmp_path / "moved")
+    data = shutil.copy(few_images_file, tmp_path / "renamed.npz")
+    config = dataclasses.replace(stopped, workdir=Path(workdir), data=data)
+    fit(config)
+    assert config.export.read_bytes() == undisturbed.export.read_bytes()
+
+
+@pytest.mark.parametrize("move", ["from test to train", "to another shape", "to another type"])
+def test_the_same_bytes_as_another_set_are_refused(move, finished, few_images):
+    train, test = few_images.train_images, few_images.test_images
+    if move == "from test to train":
+        train, test = np.concatenate([train, test[:1]]), test[1:]
+    elif move == "to another shape":
+        train, test = (images.reshape(-1, 14, 56) for images in (train, test))
+    else:
+        train, test = (np.zeros_like(images, np.float32) for images in (train, test))
+    with pytest.raises(InputError, match="holds other images"):
+        fit(finished, dataset=Dataset(train, None, test, None))
 
 
 def test_checkpoints_of_the_former_format(tmp_path, options, undisturbed, command):

@@ -1,5 +1,6 @@
 """Image sets: `load` reads any source into a `Dataset`."""
 
+import math
 import sys
 import zlib
 from pathlib import Path
@@ -9,13 +10,18 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
 from vae_jax.config import Binarize
-from vae_jax.data import idx, npz, tfds
+from vae_jax.data import idx, mnist_family, npz, tfds
+from vae_jax.system.console import say
 from vae_jax.system.errors import DataError
 from vae_jax.system.memory import memory
 
 BUNDLED = Path(__file__).parent / "mnist.npz"
 # A set without test images is tested on one image in seven, the share of MNIST's 10,000 in 70,000.
 TEST_SHARE = 7
+# More channels than this are hardly channels.
+MOST_CHANNELS = 4
+# Floats this far outside [0, 1] are rounding, and are clipped.
+FLOAT_NOISE = 1e-6
 
 Pixels = Literal["grey", "binary"]
 
@@ -39,9 +45,12 @@ class Dataset(NamedTuple):
         return self.train_images.shape[1:]
 
     def checksum(self) -> int:
-        """CRC-32 of all images, training images first."""
-        train, test = (np.ascontiguousarray(images).data for images in (self.train_images, self.test_images))
-        return zlib.crc32(test, zlib.crc32(train))
+        """CRC-32 of the images of both parts, their types and their shapes: the identity of the set."""
+        checksum = 0
+        for images in (self.train_images, self.test_images):
+            checksum = zlib.crc32(f"{images.dtype} {images.shape}".encode(), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(images).data, checksum)
+        return checksum
 
     def pixels(self, rule: Binarize) -> Pixels:
         """The kind of pixels that losses are on after `rule`; images in pure black and white are binary without one."""
@@ -53,7 +62,7 @@ class Dataset(NamedTuple):
         return "binary" if binary else "grey"
 
 
-def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None = None) -> Dataset:
+def load(spec: str | Path = "mnist", data_dir: Path | None = None, max_gb: float | None = None) -> Dataset:
     """Loads an image set.
 
     Args:
@@ -61,18 +70,21 @@ def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None
         `mnist`: the real MNIST, bundled with the package, 60,000 training and 10,000 test images of 28 x 28;
         `tfds:NAME[/CONFIG][:VERSION]`: a TensorFlow Datasets set, downloaded unless it is already there;
         a folder: with the four IDX files, gzipped or not, in it, in its `MNIST/raw` or in its `raw`;
-        a file: .npz with `train_images` and perhaps `train_labels`, `test_images`, `test_labels`, or with Keras' names.
+        a file: .npz with `train_images` and perhaps `train_labels`, `test_images`, `test_labels`, or with Keras' names;
+          .npy with the images alone.
       data_dir: TFDS's folder; by default the environment variable TFDS_DATA_DIR, or else ~/tensorflow_datasets.
       max_gb: The most gigabytes that the arrays may take; by default half of the machine's memory.
 
     Returns:
-      The images and labels, in the order of the source. Bytes that are all 0 or 1 are black and white pixels and become
-      0 and 255. If the source has no test images, one training image in seven becomes a test image; the choice is the
-      same every time, and both parts stay in order.
+      The images and labels, in the order of the source. Integers that are all 0 or 1 are black and white pixels and
+      become 0 and 255; floats outside [0, 1] by rounding are clipped; rows of a square number of values become square
+      images. Labels that are not integers, and cannot be made so, are left out. If the source has no test images, one
+      training image in seven becomes a test image; the choice is the same every time, and both parts stay in order.
 
     Raises:
       DataError: The set is missing, damaged, empty or too large, cannot be downloaded, or holds anything but images.
     """
+    spec = str(Path(spec).expanduser()) if str(spec).startswith("~") else str(spec)
     max_bytes = int(min(max_gb * 1e9, sys.maxsize)) if max_gb else memory() // 2
     try:
         if spec == "mnist":
@@ -84,9 +96,11 @@ def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None
         elif Path(spec).is_file():
             arrays, source = npz.load(Path(spec), max_bytes), spec
         else:
+            name = spec.lower().replace("-", "_").removesuffix(".npz")
+            known = "mnist" if name == "mnist" else f"tfds:{name}" if name.split("/")[0] in mnist_family.SETS else None
             raise DataError(
-                f"--data {spec}: no such file or folder; expected mnist, tfds:NAME[/CONFIG][:VERSION], a folder with"
-                " the four IDX files, or an .npz file"
+                f"--data {spec}: no such file or folder; {f'perhaps {known}; ' if known else ''}expected mnist,"
+                " tfds:NAME[/CONFIG][:VERSION], a folder with the four IDX files, or a file (.npz, .npy)"
             )
     except OSError as error:
         where = error.filename or f"--data {spec}"
@@ -97,14 +111,26 @@ def load(spec: str = "mnist", data_dir: Path | None = None, max_gb: float | None
     return _dataset(arrays, source)
 
 
+def checked(dataset: Dataset) -> Dataset:
+    """A data set that a caller has made, brought into the form that `Dataset` promises.
+
+    Raises:
+      DataError: An array holds something else than images.
+    """
+    arrays = {name: np.asarray(array) for name, array in dataset._asdict().items() if array is not None}
+    return _dataset(arrays, "dataset")
+
+
 def _dataset(arrays: dict[str, np.ndarray], source: str) -> Dataset:
     """Checks the arrays of a source and brings them into the form that `Dataset` promises."""
-    images = {part: _images(arrays[part], f"{source}: {part}") for part in arrays if part.endswith("images")}
-    for part in images:
-        _check_labels(arrays.get(part.replace("images", "labels")), len(images[part]), f"{source}: {part}")
-    train, train_labels = images["train_images"], arrays.get("train_labels")
-    if "test_images" in images:
-        test, test_labels = images["test_images"], arrays.get("test_labels")
+
+    def part(name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        images = _images(arrays[f"{name}_images"], f"{source}: {name}_images")
+        return images, _labels(arrays.get(f"{name}_labels"), len(images), f"{source}: {name}_labels")
+
+    train, train_labels = part("train")
+    if "test_images" in arrays:
+        test, test_labels = part("test")
     else:
         if len(train) < 2:
             raise DataError(
@@ -126,28 +152,69 @@ def _dataset(arrays: dict[str, np.ndarray], source: str) -> Dataset:
 
 
 def _images(images: np.ndarray, name: str) -> np.ndarray:
+    """Images as bytes or float32, [images, height, width] or with channels at the end; nothing is guessed silently."""
+    if images.ndim == 2 and images.shape[1] == math.isqrt(images.shape[1]) ** 2 > 1:
+        side = math.isqrt(images.shape[1])
+        say(f"{name}: rows of {images.shape[1]} values are taken as images of {side} x {side}")
+        images = images.reshape(-1, side, side)
     if images.ndim not in (3, 4) or not images.size:
         raise DataError(
             f"{name}: has shape {list(images.shape)}; expected [images, height, width] or [images, height, width,"
             " channels], each at least 1"
         )
-    if images.dtype == np.float32:
-        low, high = images.min(), images.max()
-        if np.isnan(low):
-            raise DataError(f"{name}: holds NaN (not a number); expected floats in [0, 1]")
-        if low < 0 or high > 1:
-            raise DataError(
-                f"{name}: holds floats from {low:g} to {high:g}; expected floats in [0, 1], or uint8 from 0 to 255"
-            )
-    return images[..., 0] if images.shape[3:] == (1,) else images
-
-
-def _check_labels(labels: np.ndarray | None, count: int, name: str) -> None:
-    if labels is not None and labels.shape != (count,):
+    if images.ndim == 4:
+        images = _channels_last(images, name)
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind in "biu":
+        low, high = int(images.min()), int(images.max())
+        if low < 0 or high > 255:
+            raise DataError(f"{name}: holds integers from {low} to {high}; expected integers from 0 to 255")
+        return images.astype(np.uint8)
+    if images.dtype.kind != "f":
+        raise DataError(f"{name}: has type {images.dtype}; expected integers from 0 to 255, or floats in [0, 1]")
+    low, high = images.min(), images.max()
+    if np.isnan(low):
+        raise DataError(f"{name}: holds NaN (not a number); expected floats in [0, 1]")
+    if low < -FLOAT_NOISE or high > 1 + FLOAT_NOISE:
         raise DataError(
-            f"{name}: {count:,} images, but labels of shape {list(labels.shape)}; expected one label per image, shape"
-            f" [{count}]"
+            f"{name}: holds floats from {low:.9g} to {high:.9g}; expected floats in [0, 1], or uint8 from 0 to 255"
         )
+    return np.clip(images.astype(np.float32), 0, 1) if low < 0 or high > 1 else images.astype(np.float32, copy=False)
+
+
+def _channels_last(images: np.ndarray, name: str) -> np.ndarray:
+    """Images with four dimensions: drops a channel axis of length 1, and refuses channels that seem to come first."""
+    _, first, _, last = images.shape
+    if last == 1:
+        return images[..., 0]
+    if first == 1 and last > MOST_CHANNELS:
+        return images[:, 0]
+    if first <= MOST_CHANNELS < last:
+        raise DataError(
+            f"{name}: has shape {list(images.shape)}, which looks like channels first; expected [images, height, width,"
+            " channels]; if so, write numpy.moveaxis(images, 1, -1)"
+        )
+    return images
+
+
+def _labels(labels: np.ndarray | None, count: int, name: str) -> np.ndarray | None:
+    """One integer per image, or None for labels of another form: training needs none, so they are never refused."""
+    if labels is None:
+        return None
+    found = labels
+    if found.shape == (count, 1):
+        found = found[:, 0]
+    if found.ndim == 2 and len(found) == count and found.dtype.kind in "biuf":
+        one_hot = ((found == 0) | (found == 1)).all() and (found.sum(axis=1) == 1).all()
+        found = found.argmax(axis=1) if one_hot else found
+    if found.shape == (count,) and found.dtype.kind in "iu":
+        return found
+    whole = found.dtype.kind == "f" and bool((np.abs(found) < 2**53).all() and (found == np.rint(found)).all())
+    if found.shape == (count,) and whole:
+        return found.astype(np.int64)
+    say(f"{name}: labels of shape {list(labels.shape)} and type {labels.dtype} are not used; expected {count} integers")
+    return None
 
 
 def _test_share(count: int) -> np.ndarray:

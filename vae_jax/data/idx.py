@@ -22,7 +22,7 @@ STEMS = {
 
 
 def load(folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
-    """Reads the four IDX files, gzipped or not, in `folder`, `folder/MNIST/raw` or `folder/raw`.
+    """Reads the four IDX files, gzipped or not, in `folder`, `folder/raw` or `folder/*/raw`.
 
     Args:
       folder: A folder that torchvision or a person has filled.
@@ -30,7 +30,7 @@ def load(folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
 
     Returns:
       `train_images` and `test_images` ([images, height, width] or [images, height, width, channels]),
-      `train_labels` and `test_labels` ([images]).
+      `train_labels` and `test_labels` ([images]) where there are such files.
 
     Raises:
       DataError: A file is missing, damaged, too large, or not an IDX file of bytes.
@@ -96,25 +96,32 @@ def _read_exactly(file: io.BufferedIOBase, count: int, name: str) -> bytes:
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    """The path of each file; the unpacked file where both exist, as torchvision leaves them."""
-    for place in (folder, folder / "MNIST" / "raw", folder / "raw"):
+    """The path of each file; the unpacked file where both exist, as torchvision leaves them. Labels may be missing."""
+    for place in (folder, *sorted(folder.glob("*/raw")), folder / "raw"):
         found = {part: path for part, stem in STEMS.items() if (path := _find_part(place, part, stem))}
-        missing = [stem for part, stem in STEMS.items() if part not in found]
+        missing = [stem for part, stem in STEMS.items() if part.endswith("images") and part not in found]
         if found and missing:
             raise DataError(
                 f"--data {folder}: {place} holds {len(found)} of the four IDX files; add {' and '.join(missing)}"
-                " (-idx3-ubyte for images, -idx1-ubyte for labels; .gz or not)"
+                " (-idx3-ubyte; .gz or not)"
             )
         if found:
             return found
     raise DataError(
-        f"--data {folder}: holds no IDX files; expected train-images-idx3-ubyte, train-labels-idx1-ubyte,"
-        " t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, gzipped or not, in it or in its MNIST/raw or raw"
+        f"--data {folder}: holds no IDX files; expected train-images-idx3-ubyte and t10k-images-idx3-ubyte, and the"
+        " labels if there are any, gzipped or not, in it, in its raw, or in the raw of one of its folders"
     )
 
 
 def _find_part(folder: Path, part: str, stem: str) -> Path | None:
     kinds = ("idx3", "idx4") if part.endswith("images") else ("idx1",)
-    # Some sources write a dot for the second dash.
-    names = [f"{stem}{dash}{kind}-ubyte{suffix}" for suffix in ("", ".gz") for kind in kinds for dash in "-."]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    # Some sources write a dot for the second dash. EMNIST's names begin with the name of the set, and say test.
+    stems = (stem, f"emnist-*-{stem.replace('t10k', 'test')}")
+    patterns = [
+        f"{s}{dash}{kind}-ubyte{suffix}" for s in stems for suffix in ("", ".gz") for kind in kinds for dash in "-."
+    ]
+    found = [sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in patterns]
+    paths = next((paths for paths in found if paths), [])
+    if len(paths) > 1:
+        raise DataError(f"--data {folder}: holds {' and '.join(path.name for path in paths)}; move one of them away")
+    return paths[0] if paths else None

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 
 from vae_jax.data.bounded import MAX_DEFLATE_RATIO, read_into, require_size
+from vae_jax.system.console import say
 from vae_jax.system.errors import DataError, reason
 
 # Our names of the arrays, and those in Keras' mnist.npz.
@@ -22,29 +23,45 @@ KEYS = {
 }
 
 
+class ObjectsError(DataError):
+    """An array holds Python objects."""
+
+
 def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """Reads the arrays of an image set.
 
     Args:
       path: An .npz file with `train_images` and perhaps `train_labels`, `test_images`, `test_labels`, or with the same
-        under Keras' names `x_train`, `y_train`, `x_test`, `y_test`. Other arrays are ignored.
+        under Keras' names `x_train`, `y_train`, `x_test`, `y_test`, whose other arrays are ignored; or an .npy file
+        with the training images alone.
       max_bytes: The most bytes that all arrays together may take in memory.
 
     Returns:
-      The arrays that the file has, under our names: images as bytes (booleans become 0 and 1) or float32, labels as
-      integers.
+      The arrays that the file has, under our names, in the machine's byte order.
 
     Raises:
-      DataError: The file is not an .npz file, is damaged or too large, or holds arrays of other types.
+      DataError: The file is not an .npz file, is damaged or too large, or its images are Python objects.
     """
+    size = path.stat().st_size
     try:
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                file.seek(0)
+                return {"train_images": _read(file, str(path), size, max_bytes)}
         with zipfile.ZipFile(path) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            names = _names(path, members)
-            size = path.stat().st_size
             arrays = {}
-            for part, name in names.items():
-                arrays[part] = _read(archive, members[name], f"{path}: array {name}", part, size, max_bytes)
+            for part, name in _names(path, members).items():
+                what = f"{path}: array {name}"
+                length = size if members[name].compress_type == zipfile.ZIP_STORED else size * MAX_DEFLATE_RATIO
+                with _open(archive, members[name], what) as file:
+                    try:
+                        arrays[part] = _read(file, what, length, max_bytes)
+                    except ObjectsError as error:
+                        if part.endswith("images"):
+                            raise
+                        say(f"{error}; not used")
+                        continue
                 max_bytes -= arrays[part].nbytes
             return arrays
     except DataError:
@@ -68,33 +85,26 @@ def _names(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
     )
 
 
-def _read(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, part: str, size: int, max_bytes: int
-) -> np.ndarray:
+def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> io.BufferedIOBase:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(
             f"{name}: is compressed by zip method {member.compress_type}; expected method 0 (stored) or 8 (deflated);"
             " write it with numpy.savez_compressed"
         )
-    with cast(io.BufferedIOBase, archive.open(member)) as file:
-        shape, fortran_order, dtype = _read_header(file, name)
-        if part.endswith("images"):
-            good, expected = dtype == np.uint8 or dtype.kind in "fb", "uint8, or floats in [0, 1]"
-        else:
-            good, expected = dtype.kind in "iu", "integers"
-        if not good:
-            raise DataError(f"{name}: has type {dtype}; expected {expected}")
-        length = size if member.compress_type == zipfile.ZIP_STORED else size * MAX_DEFLATE_RATIO
-        require_size(name, shape, math.prod(shape) * dtype.itemsize, length, max_bytes)
-        array = np.empty(shape[::-1] if fortran_order else shape, dtype)
-        read_into(file, array, name)
-    array = array.T if fortran_order else array
+    return cast(io.BufferedIOBase, archive.open(member))
+
+
+def _read(file: io.BufferedIOBase, name: str, length: int, max_bytes: int) -> np.ndarray:
+    """Reads an array whose values take at most `length` bytes in the file."""
+    shape, fortran_order, dtype = _read_header(file, name)
+    if dtype.hasobject:
+        raise ObjectsError(f"{name}: holds Python objects, which are never unpickled; expected an array of numbers")
+    require_size(name, shape, math.prod(shape) * dtype.itemsize, length, max_bytes)
+    array = np.empty(shape[::-1] if fortran_order else shape, dtype)
+    read_into(file, array, name)
     if dtype.kind == "b":
-        array = (array.view(np.uint8) != 0).astype(np.uint8)
-    elif dtype.kind == "f":
-        # Values beyond float32's range become infinite, and are refused later for being outside [0, 1].
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
+        array = array.view(np.uint8) != 0  # a damaged file may hold other bytes than 0 and 1
+    array = array.T if fortran_order else array
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 

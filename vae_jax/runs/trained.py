@@ -136,6 +136,7 @@ def _read_options(file: Path) -> dict[str, Any]:
         "binarize": lambda value: value in get_args(Binarize),
         "seed": lambda value: isinstance(value, int) and 0 <= value < 2**32,
         "beta": lambda value: isinstance(value, int | float),
+        "image_shape": lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value),
     }
     for name, is_good in good.items():
         if name in options and not is_good(options[name]):

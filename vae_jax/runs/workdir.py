@@ -98,10 +98,11 @@ class Workdir:
                 f"--workdir {self}: holds a run of another program or version;"
                 " add --overwrite to replace it or name another folder"
             )
+        # The images are known by their checksum, not by the name of their place: a set may move.
         changed = [
             f"--{option_name(name)} was {options[name]}, now is {value}"
             for name, value in recipe.items()
-            if options[name] != value
+            if name != "data" and options[name] != value
         ]
         if changed:
             raise InputError(
