@@ -76,19 +76,22 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     import jax.numpy as jnp
 
     from vae_jax.core import steps
+    from vae_jax.core.settings import device_kind, fixed_settings
     from vae_jax.runs.feed import as_seen_by_run
 
     seed = trained.options.get("seed", 0) if config.seed is None else config.seed
-    key = jax.random.key(seed)
-    evaluation = measure(
-        trained.model,
-        jax.tree.map(jnp.asarray, trained.params),
-        as_seen_by_run(images, rule, key, config.split)[: config.images],
-        jax.random.fold_in(key, steps.TEST_NOISE),
-        importance_samples=config.importance_samples,
-        batch_size=config.batch_size,
-        binarize=rule,
-    )
+    device_kind()
+    with fixed_settings():
+        key = jax.random.key(seed)
+        evaluation = measure(
+            trained.model,
+            jax.tree.map(jnp.asarray, trained.params),
+            as_seen_by_run(images, rule, key, config.split)[: config.images],
+            jax.random.fold_in(key, steps.TEST_NOISE),
+            importance_samples=config.importance_samples,
+            batch_size=config.batch_size,
+            binarize=rule,
+        )
     say(f"{config.model}: {evaluation.images:,} {config.split} images of {data}, binarize {rule}\n" + table(evaluation))
     if dataset.pixels(rule) == "grey":
         say(
@@ -128,6 +131,7 @@ def measure(
       binarize: How the images were made black and white, for the record.
 
     Raises:
+      InputError: The images are not bytes, or floats in [0, 1].
       NonFiniteLossError: A figure is not finite.
 
     References:
@@ -135,6 +139,11 @@ def measure(
     """
     from vae_jax.core import estimate
 
+    if np.issubdtype(images.dtype, np.floating) and not -1e-6 <= float(images.min()) <= float(images.max()) <= 1 + 1e-6:
+        raise InputError(
+            f"images hold floats from {float(images.min()):.9g} to {float(images.max()):.9g}; expected floats in"
+            " [0, 1], or uint8 from 0 to 255"
+        )
     bound = estimate.bound(model, params, images, key, batch_size)
     (loss, loss_stderr), (bce, bce_stderr), (kld, kld_stderr) = (_mean_and_stderr(part) for part in bound.losses)
     log_px = log_px_stderr = None

@@ -44,10 +44,20 @@ def generate(config: GenerateConfig) -> Picture:
         raise InputError(f"--dimensions {config.dimensions}: the model has {trained.latent_dim}; ask for fewer")
     _require_other_file(config, trained)
     _require_drawable(config, trained)
-    rng = np.random.default_rng(config.seed)
+    from vae_jax.core.settings import device_kind, fixed_settings
+
+    device_kind()
+    with fixed_settings():
+        picture, image_shape = _make(config, trained, np.random.default_rng(config.seed))
+    kinds.save(picture, image_shape, config.out)
+    say(f"saved {config.out}")
+    return picture
+
+
+def _make(config: GenerateConfig, trained: Trained, rng: np.random.Generator) -> tuple[Picture, tuple[int, ...]]:
+    """The picture, and the shape of an image."""
     if isinstance(config, Sample | Manifold):
         image_shape = _image_shape(config, trained)
-        images, numbers = np.empty((0, trained.pixels)), np.array([])
     else:
         _, dataset, rule = images_for(config, trained)
         image_shape = dataset.image_shape
@@ -55,27 +65,22 @@ def generate(config: GenerateConfig) -> Picture:
 
         import jax
 
+        from vae_jax.core.model import to_pixels
         from vae_jax.runs.feed import as_seen_by_run
 
         images = as_seen_by_run(dataset.test_images, rule, jax.random.key(trained.options.get("seed", 0)), "test")
-
-    def originals(chosen: np.ndarray | slice) -> np.ndarray:
-        from vae_jax.core.model import to_pixels
-
-        return np.asarray(to_pixels(images[chosen]))
+        originals = np.asarray(to_pixels(images[numbers]))
 
     match config:
         case Sample():
             picture = kinds.sample(trained, rng, config.count)
         case Reconstruct():
-            picture = kinds.reconstruct(trained, originals(numbers))
+            picture = kinds.reconstruct(trained, originals)
         case Interpolate():
-            pixels = originals(numbers)
-            picture = kinds.interpolate(trained, pixels[::2], pixels[1::2], config.steps, config.path)
+            picture = kinds.interpolate(trained, originals[::2], originals[1::2], config.steps, config.path)
         case Traverse():
-            averaged = originals(slice(min(KLD_IMAGES, max(1, KLD_VALUES // trained.pixels))))
-            image = originals(numbers)[0]
-            picture = kinds.traverse(trained, image, averaged, config.dimensions, config.steps, config.span)
+            averaged = np.asarray(to_pixels(images[: min(KLD_IMAGES, max(1, KLD_VALUES // trained.pixels))]))
+            picture = kinds.traverse(trained, originals[0], averaged, config.dimensions, config.steps, config.span)
         case Manifold():
             picture = kinds.manifold(trained, config.side)
         case _:
@@ -85,9 +90,7 @@ def generate(config: GenerateConfig) -> Picture:
         drawn = rng.random(picture.images.shape, np.float32) < picture.images
         made = np.isfinite(picture.z[..., :1])
         picture = picture._replace(images=np.where(made, drawn, picture.images).astype(np.float32))
-    kinds.save(picture, image_shape, config.out)
-    say(f"saved {config.out}")
-    return picture
+    return picture, image_shape
 
 
 def _image_shape(config: GenerateConfig, trained: Trained) -> tuple[int, ...]:

@@ -56,19 +56,18 @@ def fit(
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
     dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
     with signals.defer_signals():  # half an import would break the process for good
-        import jax
-
+        from vae_jax.core.settings import device_kind, fixed_settings
         from vae_jax.runs.checkpoint import Checkpoints
         from vae_jax.runs.feed import Feed
         from vae_jax.runs.logs import Logs, describe_losses
         from vae_jax.runs.progress import initial_progress, read_init, require_memory
 
-    pixels = math.prod(dataset.image_shape)
+    device, pixels = device_kind(), math.prod(dataset.image_shape)
     if model is None:
         require_memory(config, pixels)
     init = read_init(config, pixels) if workdir.begins_anew else None
 
-    with workdir.lock(), jax.default_matmul_precision(config.matmul_precision):
+    with workdir.lock(), fixed_settings(config.matmul_precision):
         workdir.sweep()
         checkpoints = Checkpoints(config, workdir, dataset)
         progress = None if config.overwrite else checkpoints.newest(model)
@@ -80,7 +79,6 @@ def fit(
                 f"--epochs {config.epochs}: {workdir} is after {progress}; give more epochs to go on with it,"
                 " add --overwrite to replace it, or name another --workdir"
             )
-        device = jax.devices()[0].device_kind
         logs = Logs(config, workdir, dataset, device, progress.history)
         feed = Feed(config, dataset, progress.state)
         say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {device}")

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,3 +68,32 @@ def test_to_pixels():
     np.testing.assert_allclose(to_pixels(jnp.array([[0, 51, 255]], jnp.uint8)), [[0, 0.2, 1]], rtol=1e-7)
     pixels = jnp.array([[0.25, 1.0]])
     assert to_pixels(pixels) is pixels
+
+
+IMAGES_OF_OTHER_TYPES = """
+import jax
+import jax.numpy as jnp
+from vae_jax import InputError, TrainConfig, create_state, measure, train_epoch, train_step
+state = create_state(TrainConfig(hidden_dim=4, latent_dim=2))
+for images in [jnp.zeros((2, 784), dtype) for dtype in ("int32", "int8", "uint16", "bool", "complex64")]:
+    for call in (
+        lambda: train_step(state, images),
+        lambda: train_epoch(state, images, jnp.zeros((1, 2), jnp.int32)),
+        lambda: measure(state.model, state.params, images, jax.random.key(0)),
+    ):
+        try:
+            call()
+            raise SystemExit(f"{images.dtype} was not refused")
+        except InputError as error:
+            assert str(error).startswith(f"images have type {images.dtype}; expected uint8"), error
+try:
+    measure(state.model, state.params, jnp.full((2, 784), 255.0), jax.random.key(0))
+    raise SystemExit("floats of 255 were not refused")
+except InputError as error:
+    assert str(error).startswith("images hold floats from 255 to 255; expected floats in [0, 1]"), error
+"""
+
+
+def test_images_of_other_types_are_refused():
+    # In a process of its own, where no type checker comes first.
+    subprocess.run([sys.executable, "-c", IMAGES_OF_OTHER_TYPES], check=True)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from vae_jax.system.errors import InputError
+
 Params = PyTree[Array]
 
 
@@ -28,8 +30,16 @@ class Output(NamedTuple):
 def to_pixels(
     images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"], dtype: jnp.dtype = jnp.float32
 ) -> Float[Array, "batch pixels"]:
-    """Bytes as pixels in [0, 1], byte / 255, of type `dtype`; floats are pixels already and pass unchanged."""
-    return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images
+    """Bytes as pixels in [0, 1], byte / 255, of type `dtype`; floats are pixels already and pass unchanged.
+
+    Raises:
+      InputError: The images are of another type; raised while tracing.
+    """
+    if images.dtype == jnp.uint8:
+        return images.astype(dtype) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(f"images have type {images.dtype}; expected uint8 from 0 to 255, or floats in [0, 1]")
+    return images
 
 
 def init_linear(key: Array, fan_in: int, features: int) -> dict[str, Array]:

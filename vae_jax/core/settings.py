@@ -1,0 +1,44 @@
+"""JAX's global settings, and the device. The recipe decides the model, not the environment."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import jax
+
+from vae_jax.config import Precision
+from vae_jax.system.errors import InputError, reason
+
+
+@contextmanager
+def fixed_settings(matmul_precision: Precision | None = None) -> Iterator[None]:
+    """Within the block, settings that would change draws, types or programs have their defaults, whatever the caller
+    or the environment has set.
+
+    Args:
+      matmul_precision: Of matrix products; None leaves it as it is.
+    """
+    with ExitStack() as settings:
+        settings.enter_context(jax.enable_x64(False))
+        settings.enter_context(jax.disable_jit(False))
+        settings.enter_context(jax.default_prng_impl("threefry2x32"))
+        settings.enter_context(jax.threefry_partitionable(True))
+        if matmul_precision is not None:
+            settings.enter_context(jax.default_matmul_precision(matmul_precision))
+        yield
+
+
+def device_kind() -> str:
+    """What computes, such as "cpu" or "NVIDIA H100 80GB HBM3".
+
+    Raises:
+      InputError: JAX finds no device; JAX_PLATFORMS asks for one that is not there.
+    """
+    try:
+        return jax.devices()[0].device_kind
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(
+            f"JAX_PLATFORMS={platforms}: jax finds no such device ({reason(error)}); expected cpu or a platform whose"
+            " jax is installed (pip install 'jax[cuda13]'); unset it to use what is there"
+        ) from None
