@@ -57,6 +57,9 @@ BAD = {
         "runs/mnist/checkpoints/10/vae.pth",
         "a-loop",
         "a-file/vae.pth",
+        "notes.txt",
+        "notes.pth",
+        "vae.onnx",
         "/proc/vae.pth",
         "/dev/null",
         "x" * 300,
@@ -72,6 +75,7 @@ def test_bad_options(option, value, tmp_path, monkeypatch, capsys):
     Path("old-run").mkdir()
     Path("old-run/metrics.jsonl").write_text('{"epoch": 1}\n')
     Path("a-file").write_text("")
+    Path("notes.pth").write_text("not weights")
     Path("a-loop").symlink_to("a-loop")
     Path("blocked/samples.png").mkdir(parents=True)
     before = listing(tmp_path)

@@ -125,6 +125,21 @@ def is_safetensors(path: Path | str) -> bool:
     return Path(path).suffix == ".safetensors"
 
 
+def require_weights_file(option: str, path: Path) -> None:
+    """Checks that a path to write to has the name of a weights file, and that no other file would be replaced.
+
+    Raises:
+      InputError: It has another suffix, or another file is there.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{option} {path}: expected a name that ends in {', '.join(SUFFIXES)}; rename it")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            start = file.read(9)
+        if not (start.startswith((b"PK\3\4", b"\x80\2")) or start[8:] == b"{"):
+            raise InputError(f"{option} {path}: is there already and is not a weights file; name another file to write")
+
+
 def save(state_dict: StateDict, path: Path | str) -> None:
     """Writes a state dict, whole or not at all, for `torch.load(path, weights_only=True)`.
 
@@ -162,9 +177,8 @@ def convert(config: ConvertConfig) -> None:
       InputError: The file to read is not one of this model, or the other cannot be written.
     """
     config.check()
-    if config.target.suffix not in SUFFIXES:
-        raise InputError(f"OUT.pth {config.target}: expected a name that ends in {', '.join(SUFFIXES)}; rename it")
     require_writable("OUT.pth", config.target)
+    require_weights_file("OUT.pth", config.target)
     state_dict = load(config.source)
     save(to_state_dict(to_params(state_dict), config.layout), config.target)
     hidden_dim, latent_dim, pixels = sizes(state_dict)

@@ -136,6 +136,7 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[Epoch]]:
     """
     config.check()
     require_writable("--export", config.export, Path(config.data))
+    convert.require_weights_file("--export", config.export)
     dataset = load(config.data, config.data_dir, config.max_data_gb)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

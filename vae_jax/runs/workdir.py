@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch_ref.convert import require_weights_file
 from vae_jax.config import TrainConfig, option_name
 from vae_jax.system.errors import InputError
 from vae_jax.system.files import require_writable, sweep
@@ -50,6 +51,7 @@ class Workdir:
             raise InputError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")
         inputs = [Path(config.data), *([config.init] if config.init else [])]
         require_writable("--export", config.export, *inputs)
+        require_weights_file("--export", config.export)
         for name in FILES:  # they stand for the folder, which may not exist yet
             require_writable("--workdir", self.path / name, *inputs)
         for name in (EVENTS, CHECKPOINTS):
