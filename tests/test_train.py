@@ -159,13 +159,13 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
 
 def test_a_diverging_run_stops_without_export(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("vae.pth").write_text("old")
+    Path("vae.pth").write_bytes(b"PK\3\4 of an older model")
     options = ["--hidden-dim=16", "--latent-dim=4", "--batch-size=500", "--learning-rate=1e30"]
     monkeypatch.setattr(sys, "argv", ["train", *options])
     with pytest.raises(SystemExit) as stopped:
         vae_jax.train.main()
     assert stopped.value.code == 1
-    assert Path("vae.pth").read_text() == "old"
+    assert Path("vae.pth").read_bytes() == b"PK\3\4 of an older model"
     output = capsys.readouterr()
     assert output.err.startswith("error: epoch 1, step 2: the training loss is nan; ")
     assert output.err.count("\n") == 1
