@@ -47,8 +47,14 @@ def generate(config: GenerateConfig) -> Picture:
     from vae_jax.core.settings import device_kind, fixed_settings
 
     device_kind()
+    rng = np.random.default_rng(config.seed)
     with fixed_settings():
-        picture, image_shape = _make(config, trained, np.random.default_rng(config.seed))
+        picture, image_shape = _make(config, trained, rng)
+    if config.draw:
+        # The originals stay as they are: their pixels are no means.
+        drawn = rng.random(picture.images.shape, np.float32) < picture.images
+        made = np.isfinite(picture.z[..., :1])
+        picture = picture._replace(images=np.where(made, drawn, picture.images).astype(np.float32))
     kinds.save(picture, image_shape, config.out)
     say(f"saved {config.out}")
     return picture
@@ -56,24 +62,21 @@ def generate(config: GenerateConfig) -> Picture:
 
 def _make(config: GenerateConfig, trained: Trained, rng: np.random.Generator) -> tuple[Picture, tuple[int, ...]]:
     """The picture, and the shape of an image."""
-    if isinstance(config, Sample | Manifold):
-        image_shape = _image_shape(config, trained)
-    else:
-        _, dataset, rule = images_for(config, trained)
-        image_shape = dataset.image_shape
-        numbers = _numbers(config, len(dataset.test_images), rng)
+    if isinstance(config, Sample):
+        return kinds.sample(trained, rng, config.count), _image_shape(config, trained)
+    if isinstance(config, Manifold):
+        return kinds.manifold(trained, config.side), _image_shape(config, trained)
+    _, dataset, rule = images_for(config, trained)
+    numbers = _numbers(config, len(dataset.test_images), rng)
 
-        import jax
+    import jax
 
-        from vae_jax.core.model import to_pixels
-        from vae_jax.runs.feed import as_seen_by_run
+    from vae_jax.core.model import to_pixels
+    from vae_jax.runs.feed import as_seen_by_run
 
-        images = as_seen_by_run(dataset.test_images, rule, jax.random.key(trained.options.get("seed", 0)), "test")
-        originals = np.asarray(to_pixels(images[numbers]))
-
+    images = as_seen_by_run(dataset.test_images, rule, jax.random.key(trained.options.get("seed", 0)), "test")
+    originals = np.asarray(to_pixels(images[numbers]))
     match config:
-        case Sample():
-            picture = kinds.sample(trained, rng, config.count)
         case Reconstruct():
             picture = kinds.reconstruct(trained, originals)
         case Interpolate():
@@ -81,16 +84,9 @@ def _make(config: GenerateConfig, trained: Trained, rng: np.random.Generator) ->
         case Traverse():
             averaged = np.asarray(to_pixels(images[: min(KLD_IMAGES, max(1, KLD_VALUES // trained.pixels))]))
             picture = kinds.traverse(trained, originals[0], averaged, config.dimensions, config.steps, config.span)
-        case Manifold():
-            picture = kinds.manifold(trained, config.side)
         case _:
             raise TypeError(f"no picture of that kind: {config}")
-    if config.draw:
-        # The originals stay as they are: their pixels are no means.
-        drawn = rng.random(picture.images.shape, np.float32) < picture.images
-        made = np.isfinite(picture.z[..., :1])
-        picture = picture._replace(images=np.where(made, drawn, picture.images).astype(np.float32))
-    return picture, image_shape
+    return picture, dataset.image_shape
 
 
 def _image_shape(config: GenerateConfig, trained: Trained) -> tuple[int, ...]:
