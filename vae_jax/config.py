@@ -152,7 +152,7 @@ class Recipe(SharedRecipe):
     """All options that decide which model a run makes: a run is continued with the same recipe only."""
 
     matmul_precision: Precision = "highest"
-    """Of matrix products on a GPU or TPU: float32 as in PyTorch (highest), or the device's fastest (default)."""
+    """Precision of matrix products on a GPU or TPU: float32 as in PyTorch (highest), or the fastest (default)."""
     init: Path | None = None
     """Start from the weights in this PyTorch file (.pth, .safetensors), and from its Adam state if it has one."""
 
@@ -242,7 +242,7 @@ class EvaluateConfig(ModelOptions):
     split: Split = "test"
     """Part of the image set to look at."""
     importance_samples: int = bounded(0, 0, INT32_MAX, hint="a usual choice is 1000")
-    """Samples K an image for the estimate of log p(x) (Burda et al. 2015, equation 8); 0 leaves it out."""
+    """Samples per image, K, to estimate log p(x) (Burda et al. 2015, equation 8); 0 leaves it out."""
     images: Annotated[int | None, tyro.conf.arg(metavar="INT")] = bounded(
         None, 2, INT32_MAX, hint="a standard error needs two"
     )

@@ -13,7 +13,7 @@ from vae_jax.system.console import say
 
 
 def export(config: TrainConfig, workdir: Workdir, model: nn.Module, params: Params) -> None:
-    """Writes the state dict of a finished run where it is missing; a file of another run's is left alone.
+    """Writes model.pth and the file that `--export` names; once both exist, neither is changed.
 
     model.pth is written last: where it exists, everything has been exported.
 

@@ -61,8 +61,8 @@ class Feed:
         """Starts to compile, in a thread, all programs that the rest of the run needs.
 
         Compiled ahead, so that the seconds of an epoch are those of training; in a thread, so that Ctrl-C is heard and
-        the caller can import meanwhile. They are lowered here, because the default matmul precision, which is part of
-        a program, belongs to the thread.
+        the caller can import meanwhile. Tracing happens in the caller's thread, because jax's settings, which are part
+        of a program, are set per thread; only compiling moves to the other thread.
 
         Args:
           state: Of the shapes and types to compile for.

@@ -157,7 +157,7 @@ class Workdir:
 
     @property
     def begins_anew(self) -> bool:
-        """Whether the run starts with its first step, as far as anybody can tell before it has the lock."""
+        """Whether the run will start with its first step; without the lock, another process may still change that."""
         return self._config.overwrite or not self.checkpoint_steps()
 
     def unmark_finished(self) -> None:
