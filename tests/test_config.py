@@ -130,6 +130,7 @@ def test_options_are_converted_to_their_types(monkeypatch):
     assert (config.seed, config.batch_size, config.beta, config.data) == (3, 7, 2.0, "set.npz")
     assert [type(value) for value in (config.seed, config.beta, config.data)] == [int, float, str]
     config.check()
+    assert TrainConfig(workdir=Path("~nobody-of-that-name/run")).workdir == Path("~nobody-of-that-name/run")
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1.0}, {"epochs": "3"}, {"beta": "x"}, {"epochs": True}, {"seed": None}])

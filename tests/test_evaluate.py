@@ -123,6 +123,14 @@ def test_a_run_keeps_its_own_weights(run, tmp_path):
         evaluate(EvaluateConfig(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.pth", "metrics.jsonl"])
+def test_the_figures_replace_no_file_of_the_run(run, name):
+    before = (run[0] / name).read_bytes()
+    with pytest.raises(InputError, match="this command reads that file"):
+        evaluate(EvaluateConfig(run[0], json=run[0] / name))
+    assert (run[0] / name).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("seed", "abc"), ("seed", -1), ("seed", None), ("data", 5), ("data_dir", 5), ("binarize", "foo"), ("beta", "x")],

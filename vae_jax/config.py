@@ -6,6 +6,7 @@
 import dataclasses
 import math
 import operator
+import os
 import shlex
 import shutil
 import sys
@@ -115,7 +116,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if kind is Path and isinstance(value, str | Path):
-        return Path(value).expanduser()
+        return Path(os.path.expanduser(value))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     if kind is str and isinstance(value, Path):
         return str(value)
     if kind is int and hasattr(value, "__index__"):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vae_jax.config import EvaluateConfig
 from vae_jax.runs.trained import images_for, read
-from vae_jax.runs.workdir import CONFIG
+from vae_jax.runs.workdir import FILES
 from vae_jax.system import command_line
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, NonFiniteLossError
@@ -61,7 +61,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     config.check()
     if config.json is not None:
-        require_writable("--json", config.json, config.model, config.model / CONFIG, Path(config.data or ""))
+        files = [config.model / name for name in FILES]
+        require_writable("--json", config.json, config.model, *files, Path(config.data or ""))
     trained = read(config.model)
     data, dataset, rule = images_for(config, trained)
     images = dataset.test_images if config.split == "test" else dataset.train_images
