@@ -92,7 +92,7 @@ def fit(
             feed.compile_ahead(progress.state, skip=len(progress.bce))
         else:
             say(f"{workdir}: finished after epoch {config.epochs}; more --epochs train on, --overwrite starts again")
-        with signals.defer_signals():  # meanwhile
+        with signals.defer_signals():  # while the programs compile
             import torch  # noqa: F401 - `export` needs it; its import takes a second or two
 
             from vae_jax.pictures.run import RunPictures
@@ -113,7 +113,7 @@ def fit(
                     checkpoints.save(progress)
                     stop.raise_if_requested()
             export(config, workdir, progress.state.model, progress.state.params)
-            pictures.draw_missing(progress)  # after the model, which no fault of theirs may cost
+            pictures.draw_missing(progress)  # last: an error while drawing must not cost the model
             stop.raise_if_requested()
         return progress.state, progress.history
 

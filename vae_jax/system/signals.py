@@ -43,7 +43,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(advice: str = "") -> Iterator[StopRequest]:
-    """Within the block, the first SIGINT or SIGTERM only sets the request; the next one does what it did before.
+    """Within the block, the first SIGINT or SIGTERM only sets the request; the second one has its former effect.
 
     Args:
       advice: How to go on with the work; the message of `Interrupted`.
