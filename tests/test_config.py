@@ -47,6 +47,9 @@ BAD = {
     "--latent-dim": ["-20"],
     "--learning-rate": ["0", "-0.001", "nan", "inf", "1e+39", "fast"],
     "--beta": ["-1", "nan", "inf"],
+    "--learning-rate-schedule": ["linear", "Cosine", "0.5"],
+    "--patience": ["-1", "1.5", "2147483648", "none"],
+    "--keep": ["first", "2"],
     "--seed": ["-1", "4294967296"],
     "--data": ["no-such-set", ""],
     "--export": [
@@ -142,7 +145,8 @@ def test_wrong_types_are_refused(changes):
 
 def test_the_recipe_is_what_decides_the_model():
     assert {"data", "seed", "init", "matmul_precision"} <= TrainConfig().recipe.keys()
-    assert not {"workdir", "epochs", "data_dir", "export"} & TrainConfig().recipe.keys()
+    assert not {"workdir", "epochs", "data_dir", "export", "patience", "keep"} & TrainConfig().recipe.keys()
+    assert TrainConfig(learning_rate_schedule="cosine", epochs=3).recipe["epochs"] == 3
     assert not {"workdir", "overwrite"} & {field.name for field in dataclasses.fields(TorchTrainConfig)}
 
 
