@@ -89,7 +89,8 @@ class Options:
             value = getattr(self, field.name)
             bounds: Bounds | None = field.metadata.get("bounds")
             kinds = _alternatives(hints[field.name])
-            if value is None and type(None) in kinds:
+            words = [word for kind in kinds[1:] if get_origin(kind) is Literal for word in get_args(kind)]
+            if (value is None and type(None) in kinds) or value in words:
                 continue
             if get_origin(kinds[0]) is Literal:
                 good, expected = value in get_args(kinds[0]), f"one of {', '.join(get_args(kinds[0]))}"
@@ -156,6 +157,8 @@ class SharedRecipe(Options):
 class Recipe(SharedRecipe):
     """All options that decide which model a run makes: a run is continued with the same recipe only."""
 
+    shards: int = bounded(1, 1, INT32_MAX)
+    """Equal parts of each batch, for several devices; the model depends on this number, not on that of the devices."""
     learning_rate_schedule: LearningRateSchedule = "constant"
     """The rate over the run: falls to 0 (cosine) or to 1/100 (exponential); warmup-cosine first rises for 5 percent."""
     matmul_precision: Precision = "highest"
@@ -195,6 +198,18 @@ class TrainConfig(DataOptions, Recipe):
     """Export the model of the last epoch, or of that with the lowest test loss (best)."""
     pictures_every: int = bounded(0, 0)
     """Draw the pictures of the run after every so many epochs; 0 draws them only at the end."""
+    devices: Annotated[int | Literal["all"] | None, tyro.conf.arg(metavar="INT|all")] = bounded(None, 1, INT32_MAX)
+    """Devices of all processes together to use; by default the most that divide --shards."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Address of process 0, where several processes train together; Slurm, Open MPI and others tell it themselves."""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="INT")] = bounded(None, 1, INT32_MAX)
+    """How many processes train together."""
+    process: Annotated[int | None, tyro.conf.arg(metavar="INT")] = bounded(None, 0, INT32_MAX)
+    """The number of this process, from 0."""
+    initialization_timeout: int = bounded(60, 1, INT32_MAX)
+    """Seconds to wait for the other processes at the start."""
+    heartbeat: float = bounded(30.0, 1, FLOAT32_MAX)
+    """Seconds of silence after which another process counts as gone."""
     tensorboard: bool = False
     """Write TensorBoard event files to the folder tensorboard in workdir (needs the package tensorboard)."""
     overwrite: bool = False

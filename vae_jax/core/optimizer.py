@@ -43,8 +43,10 @@ def adam(
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, updates)
 
         def step(m: Array, v: Array) -> Array:
-            root = jnp.sqrt(v) / jnp.sqrt(_bias_correction(b2, count, v.dtype)) + eps
-            return -learning_rate / _bias_correction(b1, count, m.dtype) * m / root
+            # The factors are computed first: XLA would rewrite the quotients, and not alike on every number of devices.
+            rate = jax.lax.optimization_barrier(-learning_rate / _bias_correction(b1, count, m.dtype))
+            scale = jax.lax.optimization_barrier(1 / jnp.sqrt(_bias_correction(b2, count, v.dtype)))
+            return rate * m / (jnp.sqrt(v) * scale + eps)
 
         return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 

@@ -17,11 +17,19 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.config import INT32_MAX, TrainConfig
 from vae_jax.core.binarize import draw
+from vae_jax.core.mesh import Shards, local, sum_over_shards
 from vae_jax.core.model import VAE, Params, forward, init_params, latent_dim, to_pixels
 from vae_jax.core.objective import Losses, losses
 from vae_jax.core.optimizer import Schedule, adam
 from vae_jax.system.errors import InputError
 
+# A whole set, or the images of each batch.
+Images = (
+    UInt8[Array, "images pixels"]
+    | Float[Array, "images pixels"]
+    | UInt8[Array, "steps local pixels"]
+    | Float[Array, "steps local pixels"]
+)
 # The purposes of draws.
 INIT, SHUFFLE, NOISE, TEST_NOISE, PIXELS, TEST_PIXELS = range(6)
 
@@ -42,6 +50,7 @@ class TrainState(flax.struct.PyTreeNode):
     model: nn.Module = flax.struct.field(pytree_node=False)
     dynamic: bool = flax.struct.field(pytree_node=False, default=False)  # draw binary pixels anew in every step
     schedule: Schedule | None = flax.struct.field(pytree_node=False, default=None)  # of the rate; None: constant
+    shards: Shards = flax.struct.field(pytree_node=False, default=Shards())  # how each batch is cut
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -76,7 +85,8 @@ def create_state(
     dtype = jax.tree.leaves(params)[0].dtype
     beta, learning_rate = jnp.asarray(config.beta, dtype), jnp.asarray(config.learning_rate, dtype)
     dynamic = config.binarize == "dynamic"
-    return TrainState(jnp.int32(0), key, beta, learning_rate, params, opt_state, module, dynamic, schedule)
+    shards = Shards(config.shards)
+    return TrainState(jnp.int32(0), key, beta, learning_rate, params, opt_state, module, dynamic, schedule, shards)
 
 
 def _schedule(config: TrainConfig, images: int | None) -> Schedule | None:
@@ -115,30 +125,33 @@ def draw_eps(
     return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, NOISE), step), shape, dtype)
 
 
-def _batch_losses(state: TrainState, params, images, eps, valid) -> Losses:
-    """The losses summed over the valid images of a batch."""
+def _summed_losses(state: TrainState, params, images, eps, valid) -> Losses:
+    """The losses summed over the valid images."""
     pixels = to_pixels(images, state.dtype)
     output = forward(state.model, params, pixels, eps)
     return jax.tree.map(lambda per_image: jnp.sum(jnp.where(valid, per_image, 0)), losses(output, pixels, state.beta))
 
 
-def _train_step(state: TrainState, images, valid) -> tuple[TrainState, Losses]:
-    eps = draw_eps(
-        state.key, state.step, (len(images), latent_dim(state.model, state.params, images.shape[-1])), state.dtype
-    )
+def _train_step(state: TrainState, images, numbers, valid) -> tuple[TrainState, Losses]:
+    """A step on a batch, of whose rows this device has its own."""
+    shape = (len(numbers) * state.shards.devices, latent_dim(state.model, state.params, images.shape[-1]))
+    eps = local(draw_eps(state.key, state.step, shape, state.dtype), state.shards)
     if state.dynamic:
-        images = draw(images, jax.random.fold_in(jax.random.fold_in(state.key, PIXELS), state.step))
+        images = draw(images, jax.random.fold_in(jax.random.fold_in(state.key, PIXELS), state.step), numbers)
 
-    def objective(params):
-        # The SUM over the batch, as in the PyTorch model: with Adam's eps, the mean would train differently.
-        batch = _batch_losses(state, params, images, eps, valid)
-        return batch.loss, batch
+    def gradients(params, images, eps, valid):
+        def objective(params):
+            # The SUM over the batch, as in the PyTorch model: with Adam's eps, the mean would train differently.
+            batch = _summed_losses(state, params, images, eps, valid)
+            return batch.loss, batch
 
-    gradients, batch = jax.grad(objective, has_aux=True)(state.params)
+        return jax.grad(objective, has_aux=True)(params)
+
+    gradient, batch = sum_over_shards(gradients, state.params, (images, eps, valid), state.shards)
     learning_rate = state.learning_rate
     if state.schedule is not None:
         learning_rate *= state.schedule.factor(state.step.astype(learning_rate.dtype))
-    updates, opt_state = adam(learning_rate).update(gradients, state.opt_state)
+    updates, opt_state = adam(learning_rate).update(gradient, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), batch
 
@@ -156,45 +169,53 @@ def train_step(
     Returns:
       The next state, and the losses before the step, summed over the batch, in nats.
     """
-    return _train_step(state, images, True)
+    numbers = jnp.arange(len(images))
+    return _train_step(state, images, numbers, numbers >= 0)
 
 
 @partial(jax.jit, donate_argnames="state")
-def train_epoch(
-    state: TrainState,
-    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
-    batches: Int[Array, "steps batch"],
-) -> tuple[TrainState, Losses]:
+def train_epoch(state: TrainState, images: Images, batches: Int[Array, "steps batch"]) -> tuple[TrainState, Losses]:
     """One Adam step on each of `batches`, as one `lax.scan`: an epoch, or any chunk of its steps.
 
     Args:
       state: Donated: use only the returned state.
-      images: The whole training set, bytes or pixels in [0, 1].
+      images: The whole training set, bytes or pixels in [0, 1]; or the images of each batch.
       batches: Numbers of the images of each batch, -1 for an empty place.
 
     Returns:
       The state after the last step, and the losses of each step ([steps]), summed over its batch, in nats.
     """
 
-    def step(state, numbers):
-        # -1 reads the last image, which `valid` then leaves out.
-        return _train_step(state, images[numbers], numbers >= 0)
+    def step(state, batch):
+        rows, numbers = _rows(images, batch, state.shards)
+        return _train_step(state, rows, numbers, numbers >= 0)
 
-    return jax.lax.scan(step, state, batches)
+    return jax.lax.scan(step, state, (batches, images if images.ndim == 3 else None))
 
 
 @jax.jit
-def eval_epoch(
-    state: TrainState,
-    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
-    batches: Int[Array, "steps batch"],
-) -> Losses:
-    """The losses of each batch ([steps]), summed over its images, in nats; one draw of z an image, always the same."""
+def eval_epoch(state: TrainState, images: Images, batches: Int[Array, "steps batch"]) -> Losses:
+    """The losses of each batch ([steps]), summed over its images, in nats; one draw of z an image, always the same.
+
+    Args:
+      state: Its parameters, and how batches are cut.
+      images: The whole test set, bytes or pixels in [0, 1]; or the images of each batch.
+      batches: Numbers of the images of each batch, -1 for an empty place.
+    """
     latent = latent_dim(state.model, state.params, images.shape[-1])
 
-    def step(number, numbers):
+    def step(number, batch):
+        rows, numbers = _rows(images, batch, state.shards)
         key = jax.random.fold_in(jax.random.fold_in(state.key, TEST_NOISE), number)
-        eps = jax.random.normal(key, (len(numbers), latent), state.dtype)
-        return number + 1, _batch_losses(state, state.params, images[numbers], eps, numbers >= 0)
+        eps = local(jax.random.normal(key, (batches.shape[1], latent), state.dtype), state.shards)
+        summed = partial(_summed_losses, state)
+        return number + 1, sum_over_shards(summed, state.params, (rows, eps, numbers >= 0), state.shards)
 
-    return jax.lax.scan(step, 0, batches)[1]
+    return jax.lax.scan(step, 0, (batches, images if images.ndim == 3 else None))[1]
+
+
+def _rows(images, batch, shards: Shards):
+    """This device's images of a batch, and their numbers; -1 reads the last image, which is then left out."""
+    numbers, rows = batch
+    numbers = local(numbers, shards)
+    return images[numbers] if rows is None else rows, numbers

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from vae_jax.config import Binarize, Split, TrainConfig
 from vae_jax.core import steps
 from vae_jax.core.binarize import binarize
+from vae_jax.core.mesh import Mesh
 from vae_jax.core.objective import Losses
 from vae_jax.data.dataset import Dataset, Pixels
 from vae_jax.system.console import STDERR, tolerate_closed_output
@@ -39,18 +40,24 @@ class Feed:
       config: The options of the run.
       dataset: Its images.
       state: The state from which it starts or goes on.
+      mesh: The devices that train.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, state: steps.TrainState):
+    def __init__(self, config: TrainConfig, dataset: Dataset, state: steps.TrainState, mesh: Mesh):
         # Under `dynamic`, each step draws for itself; the test images are drawn once, so that epochs can be compared.
         train_rule = "none" if state.dynamic else config.binarize
-        self.train_images = as_seen_by_run(dataset.train_images, train_rule, state.key, "train")
-        self.test_images = as_seen_by_run(dataset.test_images, config.binarize, state.key, "test")
+        self._key = jax.random.key(config.seed)  # a step donates the one in the state
+        self.train_images = mesh.replicate(as_seen_by_run(dataset.train_images, train_rule, self._key, "train"))
+        self.test_images = mesh.replicate(as_seen_by_run(dataset.test_images, config.binarize, self._key, "test"))
         self.image_shape = dataset.image_shape
         self.pixels: Pixels = dataset.pixels(config.binarize)
-        self._key = jnp.copy(state.key)  # a step donates the one in the state
-        self._batch_size = min(config.batch_size, len(self.train_images))
-        self._test_batches = steps.split_batches(jnp.arange(len(self.test_images)), self._batch_size)
+        self._mesh = mesh
+        # A set smaller than a batch makes a smaller batch, of equal shards all the same.
+        images = config.shards * math.ceil(len(self.train_images) / config.shards)
+        self._batch_size = min(config.batch_size, images)
+        self._test_batches = mesh.replicate(
+            steps.split_batches(jnp.arange(len(self.test_images)), self._batch_size)
+        )
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self._chunks = chunk_steps(
             math.ceil(len(self.train_images) / self._batch_size), step_flops(self._batch_size, parameters)
@@ -72,10 +79,13 @@ class Feed:
         batches = {length: jax.ShapeDtypeStruct((length, self._batch_size), jnp.int32) for length in lengths}
         lowered: dict[Any, Any] = {
             "shuffle": steps.shuffled_batches.lower(self._key, 0, len(self.train_images), self._batch_size),
-            "evaluate": steps.eval_epoch.lower(state, self.test_images, self._test_batches),
+            "evaluate": self._mesh.jit(steps.eval_epoch, None, None, None).lower(
+                state, self.test_images, self._test_batches
+            ),
         }
+        train = self._mesh.jit(steps.train_epoch, None, None, None, donate=True)
         for length in lengths:
-            lowered[length] = steps.train_epoch.lower(state, self.train_images, batches[length])
+            lowered[length] = train.lower(state, self.train_images, batches[length])
         pool = ThreadPoolExecutor(1)
         self._programs = {name: pool.submit(program.compile) for name, program in lowered.items()}
         pool.shutdown(wait=False)
@@ -93,7 +103,7 @@ class Feed:
             for chunk in _rest(self._chunks, skip):
                 with tolerate_closed_output(STDERR):
                     bar.update(chunk.start * self._batch_size - bar.n)
-                yield Chunk(chunk, batches[chunk.start : chunk.stop])
+                yield Chunk(chunk, self._mesh.replicate(batches[chunk.start : chunk.stop]))
 
     def train(self, state: steps.TrainState, chunk: Chunk) -> tuple[steps.TrainState, Losses]:
         """Takes the steps of a chunk: `steps.train_epoch`."""

@@ -1,0 +1,257 @@
+"""Several processes that train one model together: they find each other, agree, and notice when one is gone.
+
+JAX's own coordination service brings them together. It is shut down as soon as the devices are connected: from then on
+it could only abort the others when a process dies. Instead, each process writes a file into the workdir again and
+again, and reads those of the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from vae_jax.config import TrainConfig, option_name
+from vae_jax.system.console import quiet, warn
+from vae_jax.system.errors import InputError, reason
+
+if TYPE_CHECKING:
+    from vae_jax.core.mesh import Mesh
+
+# Bytes of a text that processes exchange.
+TEXT = 4096
+# How often a process shows that it is there, in shares of the silence that counts as its end.
+BEATS = 8
+# Which of the options may differ between processes: each has its own number, and may find the images elsewhere.
+OWN = ("process", "coordinator", "data", "data_dir", "max_data_gb", "init")
+
+
+def join(config: TrainConfig) -> None:
+    """Connects this process with the others of its run, if there are any; must come before anything that uses a device.
+
+    Where the options name no coordinator, JAX finds the processes that Slurm, Open MPI, Kubernetes or Cloud TPU have
+    started. A model of one shard is trained by one process.
+
+    Raises:
+      InputError: The others do not come within `--initialization-timeout`.
+    """
+    given = (config.coordinator, config.processes, config.process)
+    if config.shards == 1 and given == (None, None, None):
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the service's own messages; ours say what to do
+    import jax
+
+    if jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_check_proxy_envs", False)  # ours names them
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
+    problem: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            # Our own timeout comes first: after its own, JAX aborts the process.
+            timeout = 2 * config.initialization_timeout + 60
+            jax.distributed.initialize(*given, initialization_timeout=timeout)
+        except Exception as error:
+            problem.append(error)
+
+    # In a thread that may be abandoned: JAX cannot be interrupted while it waits.
+    thread = threading.Thread(target=initialize, daemon=True)
+    thread.start()
+    thread.join(config.initialization_timeout)
+    if thread.is_alive():
+        proxies = [name for name in os.environ if name.lower().endswith("_proxy") and not name.lower() == "no_proxy"]
+        hint = f"; unset {', '.join(proxies)}, which may lead elsewhere" if proxies else ""
+        what = f"--processes {config.processes}" if config.process == 0 else f"--coordinator {config.coordinator}"
+        raise InputError(
+            f"{what}: not all processes have come within {config.initialization_timeout} seconds"
+            f" (--initialization-timeout); start as many as --processes says, with numbers from 0, and check that the"
+            f" address is that of process 0{hint}"
+        )
+    if problem and given != (None, None, None):
+        raise InputError(f"--coordinator {config.coordinator}: cannot connect ({reason(problem[0])})")
+    # Otherwise there is no cluster: this process is alone.
+
+
+class Processes:
+    """The processes of a run, which have joined; a single one needs none of this, and does nothing here.
+
+    Args:
+      config: The options of this process.
+      mesh: The devices of all.
+    """
+
+    def __init__(self, config: TrainConfig, mesh: Mesh):
+        self._config = config
+        self._mesh = mesh
+        self.count, self.number = mesh.processes, mesh.process
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints, writes and draws."""
+        return self.number == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within the block, what one process refuses, all refuse.
+
+        Raises:
+          InputError: In every process, if it was raised in one.
+        """
+        problem = ""
+        try:
+            yield
+        except InputError as error:
+            if self.count == 1:
+                raise
+            problem = str(error)
+        for number, found in enumerate(self._gather_text(problem)):
+            if found:
+                raise InputError(found if number == 0 else f"process {number}: {found}")
+
+    def require_same_options(self) -> None:
+        """Checks that all processes were given the same options.
+
+        Raises:
+          InputError: One was not.
+        """
+        options = {name: str(value) for name, value in vars(self._config).items() if name not in OWN}
+        others = [json.loads(text) for text in self._gather_text(json.dumps(options))]
+        for number, other in enumerate(others):
+            for name, value in options.items():
+                if other[name] != others[0][name]:
+                    raise InputError(
+                        f"--{option_name(name)}: is {other[name]} in process {number}, {others[0][name]} in process 0;"
+                        " give all processes the same options"
+                    )
+
+    def require_same(self, digest: int, what: str) -> None:
+        """Checks that all processes have the same images or parameters, by a checksum.
+
+        Raises:
+          InputError: One has not.
+        """
+        found = self._mesh.gather(np.array([digest & 0x7FFFFFFF], np.int32))[:, 0]
+        for number in np.flatnonzero(found != found[0]):
+            raise InputError(f"process {number} has other {what} than process 0; give all processes the same")
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest of the values that the processes have, for each of several."""
+        if self.count == 1:
+            return list(values)
+        return self._mesh.gather(np.array(values, np.int32)).max(axis=0).tolist()
+
+    def _gather_text(self, text: str) -> list[str]:
+        if self.count == 1:
+            return [text]
+        content = text.encode(errors="backslashreplace")[:TEXT]
+        padded = np.frombuffer(content.ljust(TEXT, b"\0"), np.uint8)
+        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in self._mesh.gather(padded)]
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Within the block, this process ends, with a line and code 1, when another one is gone.
+
+        Raises:
+          InputError: The processes do not share the workdir.
+        """
+        if self.count == 1:
+            yield
+            return
+        import jax
+
+        watch = _Watch(self._config, self.count, self.number, self.largest(int(time.time()) if self.is_first else 0)[0])
+        with self.together():
+            watch.beat()
+            self.largest(0)  # all have written
+            watch.require_all()
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # the devices are connected
+        thread = threading.Thread(target=watch.run, daemon=True)
+        thread.start()
+        try:
+            with contextlib.nullcontext() if self.is_first else quiet():
+                yield
+            watch.end("done")
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                watch.end("done")
+                raise
+            # The exchange has failed: the watch will tell which process is gone.
+            time.sleep(2 * self._config.heartbeat)
+            watch.end("gone")
+            raise
+        except BaseException:
+            watch.end("gone")
+            raise
+
+
+class _Watch:
+    """A file of each process in the workdir, whose content changes as long as the process lives."""
+
+    def __init__(self, config: TrainConfig, count: int, number: int, token: int):
+        self._config = config
+        self._files = [config.workdir / f".process-{other}" for other in range(count)]
+        self._number = number
+        self._token = token
+        self._beats = 0
+        self._ended = threading.Lock()
+
+    def beat(self, word: str = "alive") -> None:
+        self._beats += 1
+        self._files[self._number].write_text(f"{self._token} {self._beats} {word}")
+
+    def require_all(self) -> None:
+        missing = [number for number in range(len(self._files)) if not self._read(number)]
+        if missing:
+            raise InputError(
+                f"--workdir {self._config.workdir}: the file of process {missing[0]} is not there; name a folder that"
+                " all processes share"
+            )
+
+    def _read(self, number: int) -> list[str]:
+        """The words in the file of a process of this run; none if it is not there."""
+        with contextlib.suppress(OSError):
+            words = self._files[number].read_text().split(" ")
+            if words[0] == str(self._token):
+                return words[1:]
+        return []
+
+    def run(self) -> None:
+        """Watches the others until this process ends."""
+        seen: dict[int, tuple[list[str], float]] = {}
+        while True:
+            with self._ended:
+                with contextlib.suppress(OSError):
+                    self.beat()
+            now = time.monotonic()
+            for number in range(len(self._files)):
+                words = self._read(number)
+                if number not in seen or seen[number][0] != words:
+                    seen[number] = (words, now)
+                if words[1:] == ["done"] or number == self._number:
+                    continue
+                if words[1:] == ["gone"] or now - seen[number][1] > self._config.heartbeat:
+                    self._give_up(number)
+            time.sleep(min(1.0, self._config.heartbeat / BEATS))
+
+    def _give_up(self, number: int) -> NoReturn:
+        warn(
+            f"error: process {number} is gone; the checkpoints are whole; start all processes again with the same command"
+            " to go on"
+        )
+        os._exit(1)  # the main thread may wait for ever
+
+    def end(self, word: str) -> None:
+        """Tells the others that this process ends, and why."""
+        self._ended.acquire()  # for good: no beat may follow
+        with contextlib.suppress(OSError):
+            self.beat(word)
