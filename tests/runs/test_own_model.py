@@ -79,6 +79,17 @@ def test_it_trains_and_draws_pictures_and_writes_no_pytorch_file(straight, few_i
     assert "Linear: is not the documented model, so that no PyTorch file is written\n" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick")
+def test_its_pictures_are_those_of_its_last_epoch(tmp_path, options, few_images):
+    straight = options(tmp_path / "straight", epochs=2)
+    fit(straight, few_images, Linear())
+    for epochs in (1, 2):
+        config = options(tmp_path / "on", epochs=epochs)
+        fit(config, few_images, Linear())
+    for name in PICTURES:
+        assert (config.workdir / name).read_bytes() == (straight.workdir / name).read_bytes()
+
+
 @pytest.mark.parametrize("model", [None, Linear(latent_dim=5)])
 def test_another_model_is_refused(model, straight, few_images):
     config, *_ = straight
