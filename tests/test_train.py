@@ -171,3 +171,30 @@ def test_a_diverging_run_stops_without_export(tmp_path, monkeypatch, capsys):
     assert output.err.startswith("error: epoch 1, step 2: the training loss is nan; ")
     assert output.err.count("\n") == 1
     assert "saved" not in output.out
+
+
+def test_a_run_needs_nothing_that_only_posix_has(tmp_path):
+    script = """
+import os, sys, signal
+import flax, jax, matplotlib.figure, optax, psutil, torch, tqdm, vae_jax
+from vae_jax.runs import checkpoint, feed
+from vae_jax.pictures import plots
+for name in ("sysconf", "kill", "killpg", "fork", "getuid", "geteuid", "getpgid", "setsid", "statvfs", "fchmod"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGUSR1", "SIGSTOP", "SIGALRM", "setitimer", "pthread_sigmask"):
+    delattr(signal, name)
+open_file = os.open
+def open_no_folder(path, *args, **keywords):
+    if os.path.isdir(path) and ".part-" not in str(path):  # on POSIX, shutil opens the folders that it removes
+        raise PermissionError(13, "Permission denied", path)
+    return open_file(path, *args, **keywords)
+os.open = open_no_folder
+import vae_jax.train
+sys.argv[1:] = ["--epochs=1", "--hidden-dim=8", "--latent-dim=2", "--batch-size=1000", "--workdir=run"]
+vae_jax.train.main()
+"""
+    for _ in range(2):  # begun, and gone on with
+        result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert "finished after epoch 1" in result.stdout
+    assert torch.load(tmp_path / "vae.pth", weights_only=True)

@@ -93,11 +93,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             batch_size=config.batch_size,
             binarize=rule,
         )
-    say(f"{config.model}: {evaluation.images:,} {config.split} images of {data}, binarize {rule}\n" + table(evaluation))
+    say(f"{config.model}: {evaluation.images:,} {config.split} images of {data}, binarize {rule}", *table(evaluation))
     if dataset.pixels(rule) == "grey":
         say(
-            "grey pixels: these figures bound a cross entropy, not a log-likelihood\n"
-            "(--binarize makes the pixels black and white)"
+            "grey pixels: these figures bound a cross entropy, not a log-likelihood",
+            "(--binarize makes the pixels black and white)",
         )
     if trained.options.get("beta", 1) != 1:
         say(f"the run was trained with beta {trained.options['beta']}; here the loss is bce + kld")
@@ -200,7 +200,7 @@ def _mean_and_stderr(per_image: Array | np.ndarray) -> tuple[float, float]:
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def table(evaluation: Evaluation) -> str:
+def table(evaluation: Evaluation) -> list[str]:
     """The figures as lines of text."""
     rows = [
         ("loss = bce + kld", evaluation.loss, evaluation.loss_stderr),
@@ -222,7 +222,7 @@ def table(evaluation: Evaluation) -> str:
     lines += [
         "  " + "".join(f"{cell:12}" for cell in cells[start : start + 6]).rstrip() for start in range(0, len(cells), 6)
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def main() -> None:

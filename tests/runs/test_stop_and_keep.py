@@ -190,7 +190,6 @@ def test_the_first_of_equal_epochs_is_kept(tmp_path, options):
 
 CHANGES = {
     "cosine": {"learning_rate_schedule": "cosine", "learning_rate": 0.01},
-    "exponential": {"learning_rate_schedule": "exponential", "learning_rate": 0.01},
     "warmup-cosine": {"learning_rate_schedule": "warmup-cosine", "learning_rate": 0.01, "epochs": 5},
     "patience": {"patience": 2, "learning_rate": TOO_HIGH, "epochs": 9, "keep": "best"},
 }
@@ -201,7 +200,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(name, tmp_path, options, monkeypa
     straight = options(tmp_path / "straight", **CHANGES[name] | {"checkpoint_every": 60.0})
     fit(straight)
     assert len(metrics(straight)) < straight.epochs if name == "patience" else len(metrics(straight)) == straight.epochs
-    for step in (1, STEPS, 2 * STEPS + 3, 3 * STEPS):
+    for step in (1, STEPS, 2 * STEPS + 3):
         config = options(tmp_path / str(step), **CHANGES[name])
         die_at(step, config, monkeypatch)
         fit(config)

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -80,7 +80,10 @@ class Progress:
         if self._running is None:
             return
         with self._clock():
-            loss, bce, kld = (np.asarray(part) for part in self._running)
+            running: Any = self._running
+            while not all(part.is_ready() for part in running):
+                time.sleep(0.001)  # Python hears a second Ctrl-C only between two of its own instructions
+            loss, bce, kld = (np.asarray(part) for part in running)
         bad = np.flatnonzero(~np.isfinite(loss))
         if bad.size:
             raise NonFiniteLossError(

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 STDOUT, STDERR = 1, 2
 
 
-def say(line: str) -> None:
-    """Prints a line at once."""
+def say(*lines: str) -> None:
+    """Prints lines at once; control characters in names and values are escaped."""
     with tolerate_closed_output(STDOUT):
-        print(line, flush=True)
+        print("\n".join(map(printable, lines)), flush=True)
 
 
 def warn(line: str) -> None:

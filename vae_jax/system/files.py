@@ -1,5 +1,6 @@
 """Files that are written whole or not at all: first under a temporary name, then renamed in one step."""
 
+import contextlib
 import glob
 import os
 import shutil
@@ -7,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from vae_jax.system import signals
 from vae_jax.system.errors import InputError, reason
@@ -36,21 +39,21 @@ def replacing(path: Path) -> Iterator[Path]:
             yield part
             flush(part)
             part.replace(target)
-            flush(target.parent)
+            with contextlib.suppress(PermissionError):  # Windows opens no folders
+                flush(target.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror or reason(error), str(path)) from None
     finally:
         _in_use.discard(folder)
 
 
-def flush(*paths: Path) -> None:
-    """Waits until files, or the entries of folders, are on the disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def flush(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes no file opened to read
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sweep(path: Path) -> None:
@@ -71,12 +74,9 @@ def _prefix(target: Path) -> str:
 
 def _is_alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # another user's process; not a process number
-        pass
-    return True
+        return psutil.pid_exists(process)
+    except OverflowError:  # not a process number
+        return True
 
 
 def require_writable(option: str, path: Path, *inputs: Path) -> None:

@@ -1,12 +1,13 @@
 """How much memory there is."""
 
-import os
 from pathlib import Path
+
+import psutil
 
 
 def memory() -> int:
     """Bytes of memory that this process can use: the machine's, or a container's limit where that is lower."""
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = psutil.virtual_memory().total
     try:
         return min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no container, or a container without a limit
