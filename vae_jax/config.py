@@ -215,6 +215,18 @@ class TrainConfig(DataOptions, Recipe):
     overwrite: bool = False
     """Replace the run in workdir."""
 
+    def check(self) -> None:
+        super().check()
+        if self.batch_size % self.shards:
+            raise InputError(
+                f"--shards {self.shards}: expected a divisor of --batch-size {self.batch_size}, so that all parts are equal"
+            )
+        given = (self.coordinator, self.processes, self.process)
+        if given != (None, None, None) and None in given:
+            raise InputError("--coordinator, --processes and --process: expected all three, or none of them")
+        if self.process is not None and self.processes is not None and self.process >= self.processes:
+            raise InputError(f"--process {self.process}: expected a number from 0 to {self.processes - 1}")
+
     @property
     def recipe(self) -> dict[str, Any]:
         """The options that decide the model, as JSON has them."""

@@ -77,11 +77,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     import jax.numpy as jnp
 
     from vae_jax.core import steps
-    from vae_jax.core.settings import device_kind, fixed_settings
+    from vae_jax.core.settings import fixed_settings, require_device
     from vae_jax.runs.feed import as_seen_by_run
 
     seed = trained.options.get("seed", 0) if config.seed is None else config.seed
-    device_kind()
+    require_device()
     with fixed_settings():
         key = jax.random.key(seed)
         evaluation = measure(

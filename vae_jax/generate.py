@@ -44,9 +44,9 @@ def generate(config: GenerateConfig) -> Picture:
         raise InputError(f"--dimensions {config.dimensions}: the model has {trained.latent_dim}; ask for fewer")
     _require_other_file(config, trained)
     _require_drawable(config, trained)
-    from vae_jax.core.settings import device_kind, fixed_settings
+    from vae_jax.core.settings import fixed_settings, require_device
 
-    device_kind()
+    require_device()
     rng = np.random.default_rng(config.seed)
     with fixed_settings():
         picture, image_shape = _make(config, trained, rng)

@@ -52,28 +52,38 @@ def fit(
     config.check()
     if dataset is not None:
         config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset)
-    workdir = Workdir(config)
-    workdir.check()
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
-    dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
     with signals.defer_signals():  # half an import would break the process for good
-        from vae_jax.core.settings import device_kind, fixed_settings
+        from vae_jax.core.mesh import Mesh
+        from vae_jax.core.settings import fixed_settings, require_device
         from vae_jax.runs.checkpoint import Checkpoints
         from vae_jax.runs.feed import Feed
         from vae_jax.runs.logs import Logs, describe_losses
+        from vae_jax.runs.processes import Processes, join
         from vae_jax.runs.progress import initial_progress, read_init, require_memory
 
-    device, pixels = device_kind(), math.prod(dataset.image_shape)
-    if model is None:
-        require_memory(config, pixels)
-    init = read_init(config, pixels) if workdir.begins_anew else None
+    join(config)
+    require_device()
+    mesh = Mesh(config.shards, config.devices)
+    processes = Processes(config, mesh)
+    processes.require_same_options()
+    workdir = Workdir(config, writes=processes.is_first)
+    with processes.together():
+        workdir.check()
+        dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
+        pixels = math.prod(dataset.image_shape)
+        if model is None:
+            require_memory(config, pixels)
+        init = read_init(config, pixels, model) if workdir.begins_anew else None
+    processes.require_same(dataset.checksum(), "images")
 
-    with workdir.lock(), fixed_settings(config.matmul_precision):
+    with processes.enter(workdir.lock()), processes.watch(), fixed_settings(config.matmul_precision):
         workdir.sweep()
         checkpoints = Checkpoints(config, workdir, dataset)
         progress = None if config.overwrite else checkpoints.newest(model)
         if progress is None:
+            init = init or read_init(config, pixels, model)  # until the lock, another process may have cleared the folder
             progress = initial_progress(config, pixels, len(dataset.train_images), model, init)
             workdir.clear()
         elif len(progress.history) + bool(progress.bce) > config.epochs:
@@ -83,9 +93,11 @@ def fit(
             )
         elif progress.finished(config):
             checkpoints.kept(progress, model)  # what cannot be exported is refused before anything changes
-        logs = Logs(config, workdir, dataset, device, progress.history)
-        feed = Feed(config, dataset, progress.state)
-        say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {device}")
+        processes.require_same(progress.checksum(), "parameters")
+        progress.spread(mesh)
+        logs = Logs(config, workdir, dataset, str(mesh), progress.history)
+        feed = Feed(config, dataset, progress.state, mesh)
+        say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {mesh}")
         say(describe_losses(feed.pixels))
 
         if progress.finished(config):
@@ -106,15 +118,18 @@ def fit(
         with signals.stop_on_signal(advice) as stop:
             while not progress.finished(config):
                 for chunk in feed.chunks(progress.epoch, skip=len(progress.bce)):
-                    if stop.requested or checkpoints.due_within_epoch():
+                    progress.settle()
+                    processes.agree_to_stop(stop)
+                    if stop.agreed or checkpoints.due_within_epoch():
                         checkpoints.save(progress)
-                        stop.raise_if_requested()
+                        stop.raise_if_agreed()
                     progress.advance(feed, chunk)
                 logs.add(progress.end_epoch(feed, config.beta))
                 pictures.draw_if_due(progress)
-                if stop.requested or checkpoints.due_after_epoch(progress):
+                processes.agree_to_stop(stop)
+                if stop.agreed or checkpoints.due_after_epoch(progress):
                     checkpoints.save(progress)
-                    stop.raise_if_requested()
+                    stop.raise_if_agreed()
             kept = checkpoints.kept(progress, model)
             logs.end()
             export(config, workdir, kept.state.model, kept.state.params)

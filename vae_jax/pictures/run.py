@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from vae_jax.config import TrainConfig
@@ -44,10 +45,12 @@ class RunPictures:
             self._draw(progress)
 
     def _draw(self, progress: Progress) -> None:
-        state, shape = progress.state, self._feed.image_shape
-        images = np.asarray(to_pixels(self._feed.test_images[:RECONSTRUCTIONS]))
+        if not self._workdir.writes:
+            return
+        model, params, shape = progress.state.model, jax.device_get(progress.state.params), self._feed.image_shape
+        images = np.asarray(to_pixels(self._feed.first_test_images[:RECONSTRUCTIONS]))
         pixels = images.shape[1]
-        trained = Trained(state.model, state.params, pixels, latent_dim(state.model, state.params, pixels))
+        trained = Trained(model, params, pixels, latent_dim(model, params, pixels))
         # The same latent points every time, so that they can be compared between epochs.
         rng = np.random.default_rng(self._config.seed)
         figures = (

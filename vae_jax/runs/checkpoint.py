@@ -147,7 +147,7 @@ class Checkpoints:
         """
         progress.settle()
         step = int(progress.state.step)
-        if step in (0, self._newest):  # without a step, the run begins as well without a checkpoint
+        if step in (0, self._newest) or not self._workdir.writes:  # without a step, a run begins as well without one
             return
         arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(_leaves(progress.state)).items()}
         if not all(np.isfinite(array).all() for array in arrays.values()):

@@ -25,6 +25,8 @@ def export(config: TrainConfig, workdir: Workdir, model: nn.Module, params: Para
     Raises:
       OSError: A file cannot be written; an older file in its place is still whole.
     """
+    if not workdir.writes:
+        return
     file = workdir.path / MODEL
     if file.exists() and not _holds(file, params):
         workdir.unmark_finished()

@@ -24,6 +24,8 @@ from vae_jax.system.console import STDERR, tolerate_closed_output
 # Between two chunks the progress bar moves and a signal can stop the run. So many floating-point operations take
 # 2 seconds on a CPU that does 20 GFLOP/s.
 CHUNK_FLOPS = 40e9
+# Test images to show in pictures.
+FIRST = 100
 
 
 class Chunk(NamedTuple):
@@ -48,7 +50,9 @@ class Feed:
         train_rule = "none" if state.dynamic else config.binarize
         self._key = jax.random.key(config.seed)  # a step donates the one in the state
         self.train_images = mesh.replicate(as_seen_by_run(dataset.train_images, train_rule, self._key, "train"))
-        self.test_images = mesh.replicate(as_seen_by_run(dataset.test_images, config.binarize, self._key, "test"))
+        test_images = as_seen_by_run(dataset.test_images, config.binarize, self._key, "test")
+        self.first_test_images = jnp.copy(test_images[:FIRST])
+        self.test_images = mesh.replicate(test_images)
         self.image_shape = dataset.image_shape
         self.pixels: Pixels = dataset.pixels(config.binarize)
         self._mesh = mesh

@@ -54,10 +54,12 @@ class Logs:
             "versions": {name: importlib.metadata.version(name) for name in ("vae-jax", "jax", "jaxlib", "flax")},
             "device": device,
         }
+        self._events = None
+        if not workdir.writes:
+            return
         with replacing(workdir.path / CONFIG) as part:
             part.write_text(json.dumps(described, indent=2) + "\n")
         self._write_metrics()  # after the options: with them alone, a run can begin again
-        self._events = None
         if config.tensorboard:
             with defer_signals():
                 from vae_jax.runs.events import Events
@@ -99,6 +101,8 @@ class Logs:
             say(f"--keep best: the model is that of epoch {best.epoch}, test loss {best.test_loss:.2f}")
 
     def _write_metrics(self) -> None:
+        if not self._workdir.writes:
+            return
         self._workdir.require_lock()
         # The whole file every time: nobody ever reads half a line.
         with replacing(self._workdir.path / METRICS) as part:

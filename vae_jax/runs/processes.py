@@ -13,15 +13,15 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from vae_jax.config import TrainConfig, option_name
 from vae_jax.system.console import quiet, warn
 from vae_jax.system.errors import InputError, reason
+from vae_jax.system.signals import StopRequest
 
 if TYPE_CHECKING:
     from vae_jax.core.mesh import Mesh
@@ -143,11 +143,20 @@ class Processes:
         for number in np.flatnonzero(found != found[0]):
             raise InputError(f"process {number} has other {what} than process 0; give all processes the same")
 
-    def largest(self, *values: int) -> list[int]:
-        """The largest of the values that the processes have, for each of several."""
-        if self.count == 1:
-            return list(values)
-        return self._mesh.gather(np.array(values, np.int32)).max(axis=0).tolist()
+    @contextmanager
+    def enter(self, context: AbstractContextManager) -> Iterator[None]:
+        """Enters a context; what refuses that in one process refuses it in all."""
+        with contextlib.ExitStack() as stack:
+            with self.together():
+                stack.enter_context(context)
+            yield
+
+    def agree_to_stop(self, stop: StopRequest) -> None:
+        """Lets a signal that any process has heard stop all of them after the same step."""
+        stop.agreed = self._largest(stop.signum or 0) or None
+
+    def _largest(self, value: int) -> int:
+        return int(self._mesh.gather(np.array([value], np.int32)).max())
 
     def _gather_text(self, text: str) -> list[str]:
         if self.count == 1:
@@ -168,10 +177,10 @@ class Processes:
             return
         import jax
 
-        watch = _Watch(self._config, self.count, self.number, self.largest(int(time.time()) if self.is_first else 0)[0])
+        watch = _Watch(self._config, self.count, self.number, self._largest(int(time.time()) if self.is_first else 0))
         with self.together():
             watch.beat()
-            self.largest(0)  # all have written
+            self._largest(0)  # all have written
             watch.require_all()
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()  # the devices are connected
@@ -180,22 +189,22 @@ class Processes:
         try:
             with contextlib.nullcontext() if self.is_first else quiet():
                 yield
-            watch.end("done")
+            watch.end(well=True)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if isinstance(error, InputError):
-                watch.end("done")
+                watch.end(well=True)
                 raise
             # The exchange has failed: the watch will tell which process is gone.
             time.sleep(2 * self._config.heartbeat)
-            watch.end("gone")
+            watch.end(well=False)
             raise
         except BaseException:
-            watch.end("gone")
+            watch.end(well=False)
             raise
 
 
 class _Watch:
-    """A file of each process in the workdir, whose content changes as long as the process lives."""
+    """A file of each process in the workdir, whose content changes as long as the process lives, and which it removes."""
 
     def __init__(self, config: TrainConfig, count: int, number: int, token: int):
         self._config = config
@@ -206,6 +215,7 @@ class _Watch:
         self._ended = threading.Lock()
 
     def beat(self, word: str = "alive") -> None:
+        """Shows the others that this process lives; or, with another word, that it does not."""
         self._beats += 1
         self._files[self._number].write_text(f"{self._token} {self._beats} {word}")
 
@@ -237,9 +247,7 @@ class _Watch:
                 words = self._read(number)
                 if number not in seen or seen[number][0] != words:
                     seen[number] = (words, now)
-                if words[1:] == ["done"] or number == self._number:
-                    continue
-                if words[1:] == ["gone"] or now - seen[number][1] > self._config.heartbeat:
+                if words and number != self._number and (words[1] == "gone" or now - seen[number][1] > self._config.heartbeat):
                     self._give_up(number)
             time.sleep(min(1.0, self._config.heartbeat / BEATS))
 
@@ -250,8 +258,11 @@ class _Watch:
         )
         os._exit(1)  # the main thread may wait for ever
 
-    def end(self, word: str) -> None:
-        """Tells the others that this process ends, and why."""
+    def end(self, well: bool) -> None:
+        """Tells the others that this process ends, and whether they can go on without it."""
         self._ended.acquire()  # for good: no beat may follow
         with contextlib.suppress(OSError):
-            self.beat(word)
+            if well:
+                self._files[self._number].unlink()
+            else:
+                self.beat("gone")

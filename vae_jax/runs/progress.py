@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from jaxtyping import PyTree
 
 from vae_jax.config import TrainConfig
 from vae_jax.core import steps
+from vae_jax.core.mesh import Mesh
 from vae_jax.core.model import Params
 from vae_jax.runs.feed import Chunk, Feed
 from vae_jax.runs.metrics import EpochMetrics, average, out_of_patience
@@ -55,6 +57,14 @@ class Progress:
     def parameters(self) -> int:
         """How many parameters the model has."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+    def checksum(self) -> int:
+        """CRC-32 of the parameters."""
+        return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.state.params)))
+
+    def spread(self, mesh: Mesh) -> None:
+        """Puts the state on all devices of the run."""
+        self.state = mesh.replicate(self.state.replace(shards=mesh.shards))
 
     def finished(self, config: TrainConfig) -> bool:
         """Whether no step is to follow: all epochs are done, or `--patience` has run out after one."""
@@ -139,8 +149,13 @@ def initial_progress(
     return Progress(state)
 
 
-def read_init(config: TrainConfig, pixels: int) -> TorchCheckpoint | None:
+def read_init(config: TrainConfig, pixels: int, model: nn.Module | None = None) -> TorchCheckpoint | None:
     """Reads the file that `--init` names, if it names one.
+
+    Args:
+      config: The options of the run.
+      pixels: Pixels of an image.
+      model: The module of the run; by default the documented one, which is all that such a file can hold.
 
     Raises:
       InputError: It cannot be used, or does not go with the other options.
@@ -148,6 +163,10 @@ def read_init(config: TrainConfig, pixels: int) -> TorchCheckpoint | None:
     path = config.init
     if path is None:
         return None
+    if model is not None:
+        raise InputError(
+            f"--init {path}: holds the documented model, but the run has a model of its own; leave --init out"
+        )
     with defer_signals():  # half an import would break the process for good; torch takes a second
         from torch_ref.optimizer import load_checkpoint
 

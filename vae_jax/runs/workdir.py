@@ -32,10 +32,12 @@ class Workdir:
 
     Args:
       config: The options of the run.
+      writes: Whether this process writes; of several that train together, only the first does.
     """
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, writes: bool = True):
         self.path = config.workdir
+        self.writes = writes
         self._config = config
         self._inode: int | None = None  # of the lock file, while we hold it
 
@@ -97,7 +99,7 @@ class Workdir:
           InputError: It does not; the message names every option that differs, with both values.
         """
         recipe = self._config.recipe
-        options = {"learning_rate_schedule": "constant"} | options  # of runs from before there were others
+        options = {"learning_rate_schedule": "constant", "shards": 1} | options  # of runs from before there were others
         if not options.keys() >= recipe.keys():
             raise InputError(
                 f"--workdir {self}: holds a run of another program or version;"
@@ -117,11 +119,14 @@ class Workdir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Makes the folder, and keeps every other process of ours out of it within the block.
+        """Makes the folder, and keeps every other run out of it within the block.
 
         Raises:
           InputError: Another process is in it.
         """
+        if not self.writes:
+            yield
+            return
         import filelock
 
         self.path.resolve().mkdir(parents=True, exist_ok=True)  # resolved: a link may lead to a folder yet to be made
@@ -165,10 +170,13 @@ class Workdir:
 
     def unmark_finished(self) -> None:
         """Removes model.pth, which marks a run as finished and exported."""
-        (self.path / MODEL).unlink(missing_ok=True)
+        if self.writes:
+            (self.path / MODEL).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Removes what killed processes have left half-written."""
+        if not self.writes:
+            return
         folder = self.path / CHECKPOINTS
         parts = [folder / part.name[1:].partition(".part-")[0] for part in folder.glob(".*.safetensors.part-*")]
         for path in (self._config.export, *(self.path / name for name in FILES), *parts):
@@ -176,6 +184,8 @@ class Workdir:
 
     def clear(self) -> None:
         """Removes an earlier run; the user's own files stay."""
+        if not self.writes:
+            return
         # The checkpoints first: they must never stand beside the options of another run.
         for step in self.checkpoint_steps():
             self.checkpoint(step).unlink()

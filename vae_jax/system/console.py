@@ -5,12 +5,27 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 STDOUT, STDERR = 1, 2
+# Whether `say` prints; of several processes that train together, only the first one speaks.
+_speaks: ContextVar[bool] = ContextVar("speaks", default=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block, `say` prints nothing."""
+    token = _speaks.set(False)
+    try:
+        yield
+    finally:
+        _speaks.reset(token)
 
 
 def say(*lines: str) -> None:
     """Prints lines at once; control characters in names and values are escaped."""
+    if not _speaks.get():
+        return
     with tolerate_closed_output(STDOUT):
         print("\n".join(map(printable, lines)), flush=True)
 

@@ -29,6 +29,7 @@ class StopRequest:
 
     def __init__(self, advice: str = ""):
         self.signum: int | None = None
+        self.agreed: int | None = None  # the signal after which all processes of a run stop together
         self._advice = advice
 
     @property
@@ -39,6 +40,11 @@ class StopRequest:
         """Raises `Interrupted` if a signal has come."""
         if self.signum is not None:
             raise Interrupted(self.signum, self._advice)
+
+    def raise_if_agreed(self) -> None:
+        """Raises `Interrupted` if all processes have agreed to stop."""
+        if self.agreed is not None:
+            raise Interrupted(self.agreed, self._advice)
 
 
 @contextmanager
