@@ -1,4 +1,4 @@
-"""Writes the weights of a run as a PyTorch file, also while it trains. `python -m vae_jax.export --help` lists the options.
+"""Writes the weights of a run as a PyTorch file. `python -m vae_jax.export --help` lists the options.
 
 jax is imported when a checkpoint is read, so that `--help` and wrong options are answered at once.
 """

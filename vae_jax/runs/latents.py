@@ -124,10 +124,11 @@ def save(latents: Latents, path: Path) -> None:
 
 
 def load_points(path: Path, latent_dim: int, max_bytes: int) -> Float32[np.ndarray, "*places {latent_dim}"]:
-    """Reads latent points: the array `z`, or else `mu`, of an .npz; an .npy; the columns z0, ... or mu0, ... of a table.
+    """Reads latent points.
 
     Args:
-      path: The file, as `encode` or `generate` writes it, or another program; nothing in it is unpickled.
+      path: An .npz with the array `z` or else `mu`, an .npy, or a table with the columns z0, z1, ... or else mu0, ...;
+        nothing in it is unpickled.
       latent_dim: Dimensions of a point.
       max_bytes: The most bytes that the array may take in memory.
 
