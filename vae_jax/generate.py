@@ -126,24 +126,24 @@ class Source:
                 raise InputError(f"test image {number}: expected a number from 0 to {images - 1}")
         return self.pixels(np.array(wanted) if wanted else self.rng.choice(images, count, replace=count > images))
 
-    def require_room(self, images: int, options: str) -> None:
-        """Checks that a picture of so many images fits into memory."""
+    def require_drawable(self, images: int, options: str) -> None:
+        """Checks that a picture of so many images fits into memory, and that the image set goes with the model."""
         if images * self.trained.pixels > MAX_VALUES:
             raise InputError(
                 f"{options}: {images:,} images of {self.trained.pixels:,} pixels are more than {MAX_VALUES:,} values;"
                 " ask for fewer images"
             )
+        _ = self.image_shape
 
 
 def _sample(config: Sample, source: Source) -> Picture:
-    source.require_room(config.count, "--count")
-    _ = source.image_shape  # refuses an image set that does not go with the model
+    source.require_drawable(config.count, "--count")
     return kinds.sample(source.trained, source.rng, config.count)
 
 
 def _reconstruct(config: Reconstruct, source: Source) -> Picture:
     _require_numbers(config.numbers, 100)
-    source.require_room(2 * (len(config.numbers) or config.count), "--count or --numbers")
+    source.require_drawable(2 * (len(config.numbers) or config.count), "--count or --numbers")
     return kinds.reconstruct(source.trained, source.originals(config.numbers, config.count))
 
 
@@ -153,7 +153,7 @@ def _interpolate(config: Interpolate, source: Source) -> Picture:
         numbers = " ".join(map(str, config.numbers))
         raise InputError(f"--numbers {numbers}: expected pairs, so an even count of numbers")
     rows = len(config.numbers) // 2 or config.count
-    source.require_room(rows * (config.steps + 2), "--steps, --count or --numbers")
+    source.require_drawable(rows * (config.steps + 2), "--steps, --count or --numbers")
     originals = source.originals(config.numbers, 2 * config.count)
     return kinds.interpolate(source.trained, originals[::2], originals[1::2], config.steps, config.path)
 
@@ -162,7 +162,7 @@ def _traverse(config: Traverse, source: Source) -> Picture:
     trained = source.trained
     if config.dimensions is not None and config.dimensions > trained.latent_dim:
         raise InputError(f"--dimensions {config.dimensions}: the model has {trained.latent_dim}; ask for fewer")
-    source.require_room((config.dimensions or trained.latent_dim) * config.steps, "--steps or --dimensions")
+    source.require_drawable((config.dimensions or trained.latent_dim) * config.steps, "--steps or --dimensions")
     (image,) = source.originals(() if config.number is None else (config.number,), 1)
     averaged = source.pixels(slice(min(KLD_IMAGES, max(1, KLD_VALUES // trained.pixels))))
     return kinds.traverse(trained, image, averaged, config.dimensions, config.steps, config.span)
@@ -174,33 +174,30 @@ def _manifold(config: Manifold, source: Source) -> Picture:
             f"{config.model}: has {source.trained.latent_dim} latent dimensions, and `manifold` shows 2;"
             " train a model with --latent-dim 2, or use `traverse`"
         )
-    source.require_room(config.side**2, "--side")
-    _ = source.image_shape
+    source.require_drawable(config.side**2, "--side")
     return kinds.manifold(source.trained, config.side)
 
 
 def _decode(config: Decode, source: Source) -> Picture:
-    trained = source.trained
+    trained, file = source.trained, config.latents
     max_bytes = int(config.max_data_gb * 1e9) if config.max_data_gb else memory() // 2
-    z = latents.load_points(config.latents, trained.latent_dim, max_bytes)
-    _ = source.image_shape
+    z = latents.load_points(file, trained.latent_dim, max_bytes)
     points = z.size // trained.latent_dim
     if config.out.suffix == ".npz":
-        # The pixels on the device and here, and perhaps draws of them.
-        needed = 16 * points * trained.pixels
+        needed = 16 * points * trained.pixels  # the pixels on the device and here, and draws of them
         if needed > max_bytes:
             raise InputError(
-                f"{config.latents}: {points:,} images of {trained.pixels:,} pixels take {needed / 1e9:,.1f} GB;"
-                f" expected at most {max_bytes / 1e9:,.1f} GB; decode fewer points at once, or raise --max-data-gb"
+                f"{file}: {points:,} images of {trained.pixels:,} pixels take {needed / 1e9:,.1f} GB; expected at most"
+                f" {max_bytes / 1e9:,.1f} GB; decode fewer points at once, or raise --max-data-gb"
             )
         return kinds.decode(trained, z)
     if z.ndim == 3 and z.shape[1] <= config.count:  # a grid, as `generate` writes it
         z = z[: config.count // z.shape[1]]
     else:
         z = kinds.square(z.reshape(points, -1)[: config.count])
-    source.require_room(z.size // trained.latent_dim, "--count")
+    source.require_drawable(z.size // trained.latent_dim, "--count")
     if points > config.count:
-        say(f"{config.latents}: the picture shows the first of its {points:,} points; --count shows more")
+        say(f"{file}: the picture shows the first of its {points:,} points; --count shows more")
     return kinds.decode(trained, z)
 
 

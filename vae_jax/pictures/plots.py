@@ -149,9 +149,9 @@ def scatter(
         name.set(zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     size = float(np.clip(40_000 / len(points), 3, 40))
     colours = np.array(TEN)
-    for number, marker in enumerate(MARKERS):
+    for number in range(math.ceil((rank.max() + 1) / len(TEN))):
         # All labels of a marker at once: in the order of the images, so that no label covers another.
-        chosen = rank // len(TEN) == number
+        chosen, marker = rank // len(TEN) == number, MARKERS[number]
         axes.scatter(*points[chosen].T, s=size, c=colours[rank[chosen] % len(TEN)], marker=marker, alpha=0.7, lw=0)
     if told_apart:
         entries = _name_labels(axes, points, kinds, rank)
