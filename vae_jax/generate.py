@@ -190,6 +190,7 @@ def _decode(config: Decode, source: Source) -> Picture:
                 f"{file}: {points:,} images of {trained.pixels:,} pixels take {needed / 1e9:,.1f} GB; expected at most"
                 f" {max_bytes / 1e9:,.1f} GB; decode fewer points at once, or raise --max-data-gb"
             )
+        _ = source.image_shape  # refuses an image set that does not go with the model
         return kinds.decode(trained, z)
     if z.ndim == 3 and z.shape[1] <= config.count:  # a grid, as `generate` writes it
         z = z[: config.count // z.shape[1]]
