@@ -109,7 +109,7 @@ def _read_checkpoint(workdir: Path, which: Which) -> tuple[Path, StateDict]:
     if params.keys() != documented or module != module_name(VAE()):
         raise InputError(
             f"{workdir}: is a run of another Flax module than the documented model (parameters"
-            f" {', '.join(params):.80}); call fit with its arguments, and use the state that it returns"
+            f" {', '.join(sorted(params)):.80}); call fit with its arguments, and use the state that it returns"
         )
     unfinished = "" if (workdir / MODEL).is_file() else "has not finished; "
     loss = f", test loss {notes['history'][-1]['test_loss']:.2f}" if which == "best" else ""
