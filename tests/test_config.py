@@ -47,6 +47,7 @@ BAD = {
     "--latent-dim": ["-20"],
     "--learning-rate": ["0", "-0.001", "nan", "inf", "1e+39", "fast"],
     "--beta": ["-1", "nan", "inf"],
+    "--patience": ["-1", "1.5", "2147483648", "none"],
     "--seed": ["-1", "4294967296"],
     "--data": ["no-such-set", ""],
     "--export": [
@@ -90,6 +91,20 @@ def test_bad_options(option, value, tmp_path, monkeypatch, capsys):
     assert output.err.count("\n") == 1
     assert re.search(f"{option}[ :,].*{re.escape(value[:250])}", output.err)
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("learning-rate-schedule", "linear"), ("learning-rate-schedule", "Cosine"), ("keep", "first"), ("keep", "2")],
+)
+def test_a_choice_that_is_not_there(option, value, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", f"--{option}", value])
+    with pytest.raises(InputError, match=f"invalid choice '{value}' for argument '--{option}'. Expected one of "):
+        command_line.parse(TrainConfig, "train")
+    options = {option.replace("-", "_"): value, "workdir": tmp_path / "run", "export": tmp_path / "vae.pth"}
+    with pytest.raises(InputError, match=f"^--{option} {value}: expected one of .*; the default is "):
+        fit(TrainConfig(**options))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bad_option_needs_no_jax(tmp_path):
@@ -142,7 +157,8 @@ def test_wrong_types_are_refused(changes):
 
 def test_the_recipe_is_what_decides_the_model():
     assert {"data", "seed", "init", "matmul_precision"} <= TrainConfig().recipe.keys()
-    assert not {"workdir", "epochs", "data_dir", "export"} & TrainConfig().recipe.keys()
+    assert not {"workdir", "epochs", "data_dir", "export", "patience", "keep"} & TrainConfig().recipe.keys()
+    assert TrainConfig(learning_rate_schedule="cosine", epochs=3).recipe["epochs"] == 3
     assert not {"workdir", "overwrite"} & {field.name for field in dataclasses.fields(TorchTrainConfig)}
 
 

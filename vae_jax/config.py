@@ -29,6 +29,10 @@ Binarize = Literal["none", "dynamic", "threshold", "static"]
 Precision = Literal["highest", "high", "default"]
 # Names of the layers in a state dict: `torch_ref.layouts.LAYOUTS`.
 Layout = Literal["documented", "fc-mu", "pytorch-examples"]
+# How the learning rate changes over a run.
+LearningRateSchedule = Literal["constant", "cosine", "exponential", "warmup-cosine"]
+# Which epoch's model a run exports.
+Keep = Literal["last", "best"]
 LatentPath = Literal["spherical", "linear"]
 Split = Literal["test", "train"]
 # Which checkpoint of a run stands for its model.
@@ -159,6 +163,8 @@ class SharedRecipe(Options):
 class Recipe(SharedRecipe):
     """All options that decide which model a run makes: a run is continued with the same recipe only."""
 
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """The rate over the run: falls to 0 (cosine) or to 1/100 (exponential); warmup-cosine first rises for 5 percent."""
     matmul_precision: Precision = "highest"
     """Precision of matrix products on a GPU or TPU: float32 as in PyTorch (highest), or the fastest (default)."""
     init: Path | None = None
@@ -190,6 +196,10 @@ class TrainConfig(DataOptions, Recipe):
     """PyTorch state dict to write at the end."""
     checkpoint_every: float = bounded(60.0, 0, FLOAT32_MAX)
     """Seconds of training between two checkpoints; 0 writes one after every epoch."""
+    patience: int = bounded(0, 0, INT32_MAX)
+    """Stop after so many epochs in a row without a lower test loss; 0 never stops early."""
+    keep: Keep = "last"
+    """Export the model of the last epoch, or of that with the lowest test loss (best)."""
     pictures_every: int = bounded(0, 0)
     """Draw the pictures of the run after every so many epochs; 0 draws them only at the end."""
     tensorboard: bool = False
@@ -201,6 +211,8 @@ class TrainConfig(DataOptions, Recipe):
     def recipe(self) -> dict[str, Any]:
         """The options that decide the model, as JSON has them."""
         names = [field.name for field in dataclasses.fields(Recipe)]
+        if self.learning_rate_schedule != "constant":  # every rate depends on where the run ends
+            names.append("epochs")
         return {name: value for name, value in to_json(self).items() if name in names}
 
     @property

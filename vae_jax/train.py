@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vae_jax.core.steps import TrainState
     from vae_jax.runs.metrics import EpochMetrics
+    from vae_jax.runs.progress import Progress
 
 
 def fit(
@@ -36,7 +37,8 @@ def fit(
       model: A Flax module with the methods `encode` and `decode`, in place of the documented model.
 
     Returns:
-      The state after the last epoch, and the averages of every epoch.
+      The state that was exported, after the last epoch or (`keep="best"`) after that with the lowest test loss; and the
+      averages of every epoch.
 
     Raises:
       InputError: An option cannot be used; raised before anything is computed or written.
@@ -69,26 +71,27 @@ def fit(
         checkpoints = Checkpoints(config, workdir, dataset)
         progress = None if config.overwrite else checkpoints.newest(model)
         if progress is None:
-            progress = initial_progress(config, pixels, model, init)
+            progress = initial_progress(config, pixels, len(dataset.train_images), model, init)
             workdir.clear()
         elif len(progress.history) + bool(progress.bce) > config.epochs:
             raise InputError(
                 f"--epochs {config.epochs}: {workdir} is after {progress}; give more epochs to go on with it,"
                 " add --overwrite to replace it, or name another --workdir"
             )
+        elif progress.finished(config):
+            checkpoints.kept(progress, model)  # what cannot be exported is refused before anything changes
         logs = Logs(config, workdir, dataset, device, progress.history)
         feed = Feed(config, dataset, progress.state)
         say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {device}")
         say(describe_losses(feed.pixels))
 
-        to_go = range(progress.epoch, config.epochs + 1)
-        if to_go:
+        if progress.finished(config):
+            say(f"{workdir}: finished after {progress}; {what_goes_on(config, progress)}--overwrite starts again")
+        else:
             if progress.history or progress.bce:
                 say(f"{workdir}: goes on after {progress}")
             workdir.unmark_finished()
             feed.compile_ahead(progress.state, skip=len(progress.bce))
-        else:
-            say(f"{workdir}: finished after epoch {config.epochs}; more --epochs train on, --overwrite starts again")
         with signals.defer_signals():  # while the programs compile
             import torch  # noqa: F401 - `export` needs it; its import takes a second or two
 
@@ -98,8 +101,8 @@ def fit(
         feed.wait_until_compiled()
 
         with signals.stop_on_signal(advice) as stop:
-            for epoch in to_go:
-                for chunk in feed.chunks(epoch, skip=len(progress.bce)):
+            while not progress.finished(config):
+                for chunk in feed.chunks(progress.epoch, skip=len(progress.bce)):
                     if stop.requested or checkpoints.due_within_epoch():
                         checkpoints.save(progress)
                         stop.raise_if_requested()
@@ -109,16 +112,26 @@ def fit(
                 if stop.requested or checkpoints.due_after_epoch(progress):
                     checkpoints.save(progress)
                     stop.raise_if_requested()
-            export(config, workdir, progress.state.model, progress.state.params)
-            pictures.draw_missing(progress)  # last: an error while drawing must not cost the model
+            kept = checkpoints.kept(progress, model)
+            logs.end()
+            export(config, workdir, kept.state.model, kept.state.params)
+            pictures.draw_missing(kept)  # last: an error while drawing must not cost the model
             stop.raise_if_requested()
-        return progress.state, progress.history
+        return kept.state, kept.history
 
 
 def describe(config: TrainConfig, dataset: Dataset) -> str:
     """The images of a run in a few words."""
     train, test, shape = len(dataset.train_images), len(dataset.test_images), " x ".join(map(str, dataset.image_shape))
     return f"{config.data}: {train:,} training, {test:,} test images, {shape}"
+
+
+def what_goes_on(config: TrainConfig, progress: Progress) -> str:
+    """The options that make a finished run train on, in words."""
+    if len(progress.history) < config.epochs:
+        return "a larger --patience trains on, "
+    # A schedule is over at its end.
+    return "more --epochs train on, " if config.learning_rate_schedule == "constant" else ""
 
 
 def main() -> None:

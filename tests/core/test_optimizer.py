@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from vae_jax import adam
+from vae_jax.config import INT32_MAX
+from vae_jax.core.optimizer import Schedule
 
 
 def test_first_step_by_hand():
@@ -34,3 +36,30 @@ def test_equals_pytorch_in_float32(scale):
         updates, state = update(jnp.asarray(gradient), state)
         params = params + updates
     np.testing.assert_allclose(params, weight.detach().numpy(), rtol=0, atol=2e-8 * 300**0.5)
+
+
+# (kind, steps of the run): {steps taken: factor of the next one}, by hand
+FACTORS = {
+    ("cosine", 4): {0: 1, 1: (2 + 2**0.5) / 4, 2: 0.5, 3: (2 - 2**0.5) / 4, 4: 0, 9: 0},
+    ("cosine", 1): {0: 1},
+    ("exponential", 4): {0: 1, 1: 0.1**0.5, 2: 0.1, 3: 0.1**1.5, 4: 0.01, 9: 0.01},
+    ("warmup-cosine", 40): {0: 0, 1: 0.5, 2: 1, 21: 0.5, 40: 0, 50: 0},
+    ("warmup-cosine", 19): {0: 1, 19: 0},
+    ("warmup-cosine", INT32_MAX): {0: 0, INT32_MAX // 40: 0.5, INT32_MAX // 20: 1, INT32_MAX: 0},
+}
+
+
+@pytest.mark.parametrize(("kind", "steps"), FACTORS)
+def test_factors_of_a_schedule_by_hand(kind, steps):
+    factor = jax.jit(Schedule(kind, steps).factor)
+    for step, expected in FACTORS[kind, steps].items():
+        found = factor(jnp.float32(step))
+        assert found.dtype == jnp.float32 and found.shape == ()
+        assert float(found) == pytest.approx(expected, rel=1e-5, abs=1e-6), step
+
+
+@pytest.mark.parametrize("kind", ["cosine", "exponential", "warmup-cosine"])
+def test_a_schedule_only_falls_after_its_warmup(kind):
+    factors = np.array([Schedule(kind, 60).factor(jnp.float32(step)) for step in range(61)])
+    top = 3 if kind == "warmup-cosine" else 0
+    assert factors[top] == 1 and (np.diff(factors[: top + 1]) > 0).all() and (np.diff(factors[top:]) < 0).all()

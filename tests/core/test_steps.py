@@ -1,11 +1,15 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from vae_jax import (
     VAE,
+    InputError,
     TrainConfig,
     adam,
     create_state,
@@ -144,6 +148,48 @@ def test_one_compiled_step_serves_every_rate_and_beta(images):
     states = [create_state(TrainConfig(hidden_dim=16, latent_dim=3, **setting), PIXELS) for setting in settings]
     lowered = {train_step.lower(state, images).as_text() for state in states}
     assert len(lowered) == 1
+
+
+SCHEDULES = {  # of a run of 2 epochs of 50 images in batches of 2
+    "constant": optax.constant_schedule(1.0),
+    "cosine": optax.cosine_decay_schedule(1.0, 50),
+    "exponential": optax.exponential_decay(1.0, 50, 0.01),
+    "warmup-cosine": optax.warmup_cosine_decay_schedule(0.0, 1.0, 2, 50),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_each_step_has_the_rate_of_its_schedule(kind, images):
+    settings = {"hidden_dim": 16, "latent_dim": 3, "batch_size": 2, "epochs": 2, "learning_rate": 0.01}
+    state = create_state(TrainConfig(learning_rate_schedule=kind, **settings), PIXELS, images=50)
+    by_hand = create_state(TrainConfig(**settings), PIXELS)
+    batches = jnp.concatenate([shuffled_batches(state.key, epoch, 50, 2) for epoch in (1, 2)])
+    rate = by_hand.learning_rate
+    state, _ = train_epoch(state, images, batches[:30])
+    state, _ = train_epoch(state, images, batches[30:])
+    for step, numbers in enumerate(batches):
+        # A step donates its state: the rate needs an array of its own each time.
+        by_hand = by_hand.replace(learning_rate=rate * jnp.float32(SCHEDULES[kind](step)))
+        by_hand, _ = train_step(by_hand, images[numbers])
+    assert_trees_close(state.params, by_hand.params, rtol=1e-4, atol=1e-5)
+
+
+def test_states_of_one_schedule_share_a_program_and_are_stacked(images):
+    settings = [{"learning_rate": 0.01}, {"learning_rate": 0.1, "seed": 9}]
+    config = TrainConfig(hidden_dim=16, latent_dim=3, learning_rate_schedule="cosine", epochs=1, batch_size=10)
+    states = [create_state(dataclasses.replace(config, **setting), PIXELS, images=50) for setting in settings]
+    assert len({train_step.lower(state, images).as_text() for state in states}) == 1
+    batches = split_batches(jnp.arange(50), 10)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    together, _ = jax.vmap(train_epoch, in_axes=(0, None, None))(stacked, images, batches)
+    for number, state in enumerate(states):
+        alone, _ = train_epoch(state, images, batches)
+        assert_trees_close(jax.tree.map(lambda leaf, n=number: leaf[n], together.params), alone.params, atol=1e-4)
+
+
+def test_a_schedule_needs_the_number_of_images():
+    with pytest.raises(InputError, match="--learning-rate-schedule cosine: depends on the steps of the whole run"):
+        create_state(TrainConfig(learning_rate_schedule="cosine"))
 
 
 def test_a_module_of_your_own_takes_the_same_way(images):

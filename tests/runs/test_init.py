@@ -47,7 +47,7 @@ def test_init_with_adam(tmp_path, options, undisturbed, capsys):
     file = tmp_path / "torch.pth"
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     config = options(tmp_path, init=file)
-    state = initial_progress(config, 784, init=read_init(config, 784)).state
+    state = initial_progress(config, 784, 600, init=read_init(config, 784)).state
     assert capsys.readouterr().out == f"{file}: training starts from its weights; Adam continues after 7 steps\n"
     assert int(state.step) == 0 and int(state.opt_state.count) == 7
     for name, tree in (("exp_avg", state.opt_state.mu), ("exp_avg_sq", state.opt_state.nu)):

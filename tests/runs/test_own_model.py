@@ -103,6 +103,17 @@ def test_the_commands_refuse_a_model_with_the_same_parameters(tmp_path, options,
         read(config.workdir)
 
 
+@pytest.mark.usefixtures("quick")
+def test_its_pictures_are_those_of_its_last_epoch(tmp_path, options, few_images):
+    straight = options(tmp_path / "straight", epochs=2)
+    fit(straight, few_images, Linear())
+    for epochs in (1, 2):
+        config = options(tmp_path / "on", epochs=epochs)
+        fit(config, few_images, Linear())
+    for name in PICTURES:
+        assert (config.workdir / name).read_bytes() == (straight.workdir / name).read_bytes()
+
+
 @pytest.mark.parametrize("model", [None, Linear(latent_dim=5)])
 def test_another_model_is_refused(model, straight, few_images):
     config, *_ = straight

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 CHANGES = {
     "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
     "binarize": "threshold", "matmul_precision": "high", "init": Path("other.pth"),
+    "learning_rate_schedule": "cosine",
 }  # fmt: skip
 
 
@@ -47,6 +48,33 @@ def test_another_recipe_is_refused_by_the_checkpoint(finished, undisturbed):
         fit(dataclasses.replace(finished, seed=1))
     fit(finished)
     require_same(finished, undisturbed)
+
+
+def test_under_a_schedule_the_epochs_are_part_of_the_recipe(finished, tmp_path, command):
+    config = dataclasses.replace(finished, learning_rate_schedule="cosine", epochs=1, overwrite=True)
+    fit(config)
+    before = contents(tmp_path)
+    for changes, message in (
+        ({}, "--epochs was 1, now is 2 (--learning-rate-schedule sets each rate by the steps of the whole run); give"),
+        ({"learning_rate_schedule": "constant"}, "--learning-rate-schedule was cosine, now is constant; give"),
+    ):
+        code, _, error = command(dataclasses.replace(config, epochs=2, overwrite=False, **changes))
+        assert code == 2 and error.count("\n") == 1
+        assert f"holds a run with other options: {message} the old ones to go on with it" in error
+        assert contents(tmp_path) == before
+    code, output, _ = command(dataclasses.replace(config, overwrite=False))
+    assert (
+        code == 0 and output.splitlines()[-1] == f"{config.workdir}: finished after epoch 1; --overwrite starts again"
+    )
+
+
+def test_a_run_from_before_there_were_schedules_had_a_constant_rate(finished):
+    options = json.loads((finished.workdir / "config.json").read_text())
+    del options["learning_rate_schedule"]
+    Workdir(finished).require_same_recipe(options)
+    cosine = dataclasses.replace(finished, learning_rate_schedule="cosine")
+    with pytest.raises(InputError, match="--learning-rate-schedule was constant, now is cosine; give the old ones"):
+        Workdir(cosine).require_same_recipe(options)
 
 
 def test_other_images_are_refused(finished, tmp_path, few_images):

@@ -92,39 +92,52 @@ def test_trained_parameters(trained, dtype):
     assert_equal_functions(trained, (128, 784), dtype)
 
 
-def hundred_adam_steps(mnist, dtype: str, hidden_dim: int, seed: int):
-    """Losses of each step and parameters after 100, of JAX and of PyTorch; the last batch is a partial one."""
-    count = 99 * 128 + 96
+def adam_steps(mnist, dtype: str, hidden_dim: int, seed: int, steps: int = 100, cosine: bool = False):
+    """Losses of each step and the last parameters, of JAX and of PyTorch; the last batch is a partial one."""
+    count = (steps - 1) * 128 + 96
     images = mnist.train_images[:count].reshape(count, 784)
-    state = create_state(TrainConfig(seed=seed, hidden_dim=hidden_dim))
+    schedule = "cosine" if cosine else "constant"
+    config = TrainConfig(seed=seed, hidden_dim=hidden_dim, learning_rate_schedule=schedule, epochs=1)
+    state = create_state(config, images=count)
     state = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state)
     state = state.replace(learning_rate=jnp.asarray(1e-3, dtype))  # that of a float32 differs
     model = TorchVAE(hidden_dim).to(getattr(torch, dtype))
     model.load_state_dict(convert.to_state_dict(jax.device_get(state.params)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     batches = shuffled_batches(state.key, 1, count, 128)
-    noise = [draw_eps(state.key, step, (128, 20), jnp.dtype(dtype)) for step in range(100)]
+    noise = [draw_eps(state.key, step, (128, 20), jnp.dtype(dtype)) for step in range(steps)]
     state, sums = train_epoch(state, jnp.asarray(images), batches)
-    assert state.step == 100
+    assert state.step == steps
 
     torch_sums = []
     for step, numbers in enumerate(np.asarray(batches)):
         numbers = numbers[numbers >= 0]
-        assert len(numbers) == (128 if step < 99 else 96)
+        assert len(numbers) == (128 if step < steps - 1 else 96)
         pixels = torch.from_numpy(images[numbers]).to(getattr(torch, dtype)) / 255
         recon, mu, logvar = model(pixels, torch.from_numpy(np.array(noise[step][: len(numbers)])))
         bce, kld = torch_losses(recon, pixels, mu, logvar)
         optimizer.zero_grad()
         (bce + kld).backward()
         optimizer.step()
+        if cosine:
+            scheduler.step()
         torch_sums.append((bce + kld).item())
     return np.asarray(sums.loss), np.array(torch_sums), state.params, convert.to_params(model.state_dict())
 
 
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_100_adam_steps(mnist, dtype):
-    loss, torch_loss, params, torch_params = hundred_adam_steps(mnist, dtype, 100, seed=0)
+    loss, torch_loss, params, torch_params = adam_steps(mnist, dtype, 100, seed=0)
+    np.testing.assert_allclose(loss, torch_loss, rtol=1e-10)
+    for (path, found), leaf in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(torch_params), strict=True):
+        assert relative_error(found, torch.from_numpy(leaf)) < 1e-10, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_50_adam_steps_under_a_cosine(mnist, dtype):
+    loss, torch_loss, params, torch_params = adam_steps(mnist, dtype, 100, seed=0, steps=50, cosine=True)
     np.testing.assert_allclose(loss, torch_loss, rtol=1e-10)
     for (path, found), leaf in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(torch_params), strict=True):
         assert relative_error(found, torch.from_numpy(leaf)) < 1e-10, jax.tree_util.keystr(path)
@@ -135,7 +148,7 @@ def test_100_adam_steps_up_to_a_kink(mnist, dtype):
     # With about one seed in three, one of 10 million inputs of ReLUs is so close to zero that rounding decides its
     # sign. There the two frameworks part (either may be the one that differs from float64), and then drift apart.
     for seed in (5, 2, 3, 4, 0):
-        loss, torch_loss, params, torch_params = hundred_adam_steps(mnist, dtype, 400, seed)
+        loss, torch_loss, params, torch_params = adam_steps(mnist, dtype, 400, seed)
         np.testing.assert_allclose(loss, torch_loss, rtol=2e-3)
         pairs = zip(jax.tree.leaves(params), jax.tree.leaves(torch_params), strict=True)
         if max(np.abs(found - leaf).max() for found, leaf in pairs) < 1e-4:

@@ -1,4 +1,6 @@
-"""Adam as PyTorch computes it."""
+"""Adam as PyTorch computes it, and schedules of its learning rate."""
+
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,32 @@ def adam(
         return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+class Schedule(NamedTuple):
+    """A factor of the learning rate that changes from step to step. Hashable: equal schedules share a program."""
+
+    kind: Literal["cosine", "exponential", "warmup-cosine"]
+    steps: int  # of the whole run
+
+    def factor(self, step: Float[Array, ""]) -> Float[Array, ""]:
+        """The factor of the step that follows so many others; the first step has that of 0.
+
+        `cosine` falls from 1 to 0 along half a cosine; `exponential` falls from 1 to 1/100; `warmup-cosine` rises
+        linearly from 0 to 1 in the first 5 percent of the steps (rounded down), then falls to 0 along half a cosine.
+        Each reaches its end after the last step, and stays there.
+
+        References:
+          Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, equation 5.
+          https://arxiv.org/abs/1608.03983
+        """
+        if self.kind == "cosine":
+            schedule = optax.cosine_decay_schedule(1.0, self.steps)
+        elif self.kind == "exponential":
+            schedule = optax.exponential_decay(1.0, self.steps, 0.01, end_value=0.01)
+        else:
+            schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.steps // 20, self.steps)
+        return jnp.asarray(schedule(step))
 
 
 def _bias_correction(decay: float, count: Int[Array, ""], dtype: jnp.dtype) -> Array:

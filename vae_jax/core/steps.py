@@ -4,6 +4,7 @@ All randomness comes from the state's key, which never changes: each draw folds 
 step or epoch, so a state that is read back from disk continues with the very same draws.
 """
 
+import math
 from functools import partial
 from typing import no_type_check
 
@@ -14,11 +15,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vae_jax.config import TrainConfig
+from vae_jax.config import INT32_MAX, TrainConfig
 from vae_jax.core.binarize import draw
 from vae_jax.core.model import VAE, Params, forward, init_params, latent_dim, to_pixels
 from vae_jax.core.objective import Losses, losses
-from vae_jax.core.optimizer import adam
+from vae_jax.core.optimizer import Schedule, adam
+from vae_jax.system.errors import InputError
 
 # The purposes of draws.
 INIT, SHUFFLE, NOISE, TEST_NOISE, PIXELS, TEST_PIXELS = range(6)
@@ -39,6 +41,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.ScaleByAdamState
     model: nn.Module = flax.struct.field(pytree_node=False)
     dynamic: bool = flax.struct.field(pytree_node=False, default=False)  # draw binary pixels anew in every step
+    schedule: Schedule | None = flax.struct.field(pytree_node=False, default=None)  # of the rate; None: constant
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -46,14 +49,21 @@ class TrainState(flax.struct.PyTreeNode):
         return jax.tree.leaves(self.params)[0].dtype
 
 
-def create_state(config: TrainConfig, pixels: int = 784, model: nn.Module | None = None) -> TrainState:
+def create_state(
+    config: TrainConfig, pixels: int = 784, model: nn.Module | None = None, *, images: int | None = None
+) -> TrainState:
     """The state before the first step: fresh parameters, Adam at rest.
 
     Args:
-      config: Sizes, rate, beta, seed, and whether training binarizes dynamically.
+      config: Sizes, rate and its schedule, beta, seed, and whether training binarizes dynamically.
       pixels: Pixels of an image.
       model: A module with the methods `encode` and `decode`; by default the documented one of the config's sizes.
+      images: How many images an epoch trains on; a schedule of the rate needs it, to know the steps of the run.
+
+    Raises:
+      InputError: The rate has a schedule, and `images` is missing.
     """
+    schedule = _schedule(config, images)
     module = VAE(config.hidden_dim, config.latent_dim, pixels) if model is None else model
     key = jax.random.key(config.seed)
 
@@ -66,7 +76,19 @@ def create_state(config: TrainConfig, pixels: int = 784, model: nn.Module | None
     dtype = jax.tree.leaves(params)[0].dtype
     beta, learning_rate = jnp.asarray(config.beta, dtype), jnp.asarray(config.learning_rate, dtype)
     dynamic = config.binarize == "dynamic"
-    return TrainState(jnp.int32(0), key, beta, learning_rate, params, opt_state, module, dynamic)
+    return TrainState(jnp.int32(0), key, beta, learning_rate, params, opt_state, module, dynamic, schedule)
+
+
+def _schedule(config: TrainConfig, images: int | None) -> Schedule | None:
+    if config.learning_rate_schedule == "constant":
+        return None
+    if images is None:
+        raise InputError(
+            f"--learning-rate-schedule {config.learning_rate_schedule}: depends on the steps of the whole run; expected"
+            " the number of training images too: create_state(config, images=...)"
+        )
+    steps = config.epochs * math.ceil(images / config.batch_size)
+    return Schedule(config.learning_rate_schedule, min(steps, INT32_MAX))  # the state counts its steps as int32
 
 
 def split_batches(order: Int[Array, " images"], batch_size: int) -> Int[Array, "steps batch"]:
@@ -113,7 +135,10 @@ def _train_step(state: TrainState, images, valid) -> tuple[TrainState, Losses]:
         return batch.loss, batch
 
     gradients, batch = jax.grad(objective, has_aux=True)(state.params)
-    updates, opt_state = adam(state.learning_rate).update(gradients, state.opt_state)
+    learning_rate = state.learning_rate
+    if state.schedule is not None:
+        learning_rate *= state.schedule.factor(state.step.astype(learning_rate.dtype))
+    updates, opt_state = adam(learning_rate).update(gradients, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), batch
 

@@ -34,8 +34,8 @@ class RunPictures:
 
     def draw_if_due(self, progress: Progress) -> None:
         """Draws after every `--pictures-every` epochs; the last epoch's pictures wait until the model is exported."""
-        epoch, every = len(progress.history), self._config.pictures_every
-        if every and epoch % every == 0 and epoch < self._config.epochs:
+        every = self._config.pictures_every
+        if every and len(progress.history) % every == 0 and not progress.finished(self._config):
             self._draw(progress)
 
     def draw_missing(self, progress: Progress) -> None:

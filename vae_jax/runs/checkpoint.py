@@ -25,7 +25,7 @@ import safetensors.numpy
 from vae_jax.config import TrainConfig, Which, to_json
 from vae_jax.core import steps
 from vae_jax.data.dataset import Dataset
-from vae_jax.runs.metrics import EpochMetrics
+from vae_jax.runs.metrics import EpochMetrics, best_epoch
 from vae_jax.runs.progress import Progress
 from vae_jax.runs.workdir import Workdir
 from vae_jax.system.console import warn
@@ -57,7 +57,8 @@ class Checkpoints:
         self._config = config
         self._workdir = workdir
         self._checksum = dataset.checksum()
-        self._epoch_steps = math.ceil(len(dataset.train_images) / config.batch_size)
+        self._images = len(dataset.train_images)
+        self._epoch_steps = math.ceil(self._images / config.batch_size)
         self._pixels = math.prod(dataset.image_shape)
         self._newest: int | None = None  # of those known to be whole
         self._last = time.monotonic()
@@ -78,16 +79,10 @@ class Checkpoints:
         for step in reversed(self._workdir.checkpoint_steps()):
             file = self._workdir.checkpoint(step)
             try:
-                arrays, notes = _decode(file.read_bytes())
+                arrays, notes = self._read(step)
             except DamagedError as damage:
                 warn(f"warning: {file}: is damaged ({damage}); using the one before it")
                 continue
-            self._workdir.require_same_recipe(notes["config"])
-            if notes["checksum"] != self._checksum:
-                raise InputError(
-                    f"--data {self._config.data}: holds other images than those of the run in {self._workdir};"
-                    " give it those, add --overwrite to replace it, or name another --workdir"
-                )
             self._newest = step
             history = [EpochMetrics(**metrics) for metrics in notes["history"]]
             return Progress(self._state(arrays, model), history, notes["bce"], notes["kld"], notes["seconds"])
@@ -98,6 +93,43 @@ class Checkpoints:
             )
         return None
 
+    def kept(self, progress: Progress, model: nn.Module | None = None) -> Progress:
+        """A finished run with the state that `--keep` asks for: its own, or that of the best epoch, read back.
+
+        Args:
+          progress: After the last epoch.
+          model: The module of the run; by default the documented one.
+
+        Raises:
+          InputError: The checkpoint of the best epoch is not there, or damaged.
+          OSError: It cannot be read.
+        """
+        best = best_epoch(progress.history)
+        if self._config.keep == "last" or best.epoch == len(progress.history):
+            return progress
+        step = best.epoch * self._epoch_steps
+        try:
+            arrays, _ = self._read(step)
+        except (FileNotFoundError, DamagedError) as error:
+            problem = "is not there" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+            raise InputError(
+                f"--keep best: the checkpoint of epoch {best.epoch}, whose test loss is the lowest"
+                f" ({best.test_loss:.2f}), {problem}: {self._workdir.checkpoint(step)}; use --keep last to export the"
+                " last epoch, or add --overwrite to start again"
+            ) from None
+        return dataclasses.replace(progress, state=self._state(arrays, model))
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays and notes of a checkpoint of this very run."""
+        arrays, notes = _decode(self._workdir.checkpoint(step).read_bytes())
+        self._workdir.require_same_recipe(notes["config"])
+        if notes["checksum"] != self._checksum:
+            raise InputError(
+                f"--data {self._config.data}: holds other images than those of the run in {self._workdir};"
+                " give it those, add --overwrite to replace it, or name another --workdir"
+            )
+        return arrays, notes
+
     def due_within_epoch(self) -> bool:
         """Whether a checkpoint is due in the middle of an epoch."""
         return self._config.checkpoint_every > 0 and self._due(ahead=0.0)
@@ -105,7 +137,8 @@ class Checkpoints:
     def due_after_epoch(self, progress: Progress) -> bool:
         """Whether a checkpoint is due after an epoch, or will be before the next one ends: here it has a test loss."""
         last = progress.history[-1]
-        return last.epoch == self._config.epochs or self._due(ahead=last.seconds)
+        to_keep = self._config.keep == "best" and best_epoch(progress.history).epoch == last.epoch
+        return to_keep or progress.finished(self._config) or self._due(ahead=last.seconds)
 
     def _due(self, ahead: float) -> bool:
         return time.monotonic() - self._last + ahead >= self._config.checkpoint_every
@@ -157,12 +190,12 @@ class Checkpoints:
     def _kept(self, history: list[EpochMetrics]) -> set[int]:
         found = self._workdir.checkpoint_steps()
         tested = {metrics.epoch * self._epoch_steps: metrics.test_loss for metrics in history}
-        best = min(tested.keys() & set(found), key=lambda step: tested[step], default=found[-1])
+        best = min(tested.keys() & set(found), key=lambda step: (tested[step], step), default=found[-1])
         return {*found[-NEWEST:], best}
 
     def _state(self, arrays: dict[str, np.ndarray], model: nn.Module | None) -> steps.TrainState:
         """The state of these arrays, whose names, types and shapes must be those of the run's own state."""
-        blank = jax.eval_shape(lambda: steps.create_state(self._config, self._pixels, model))
+        blank = jax.eval_shape(lambda: steps.create_state(self._config, self._pixels, model, images=self._images))
         found, expected = (
             {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in leaves.items()}
             for leaves in (arrays, jax.eval_shape(_leaves, blank))
@@ -209,8 +242,7 @@ def read_checkpoint(workdir: Path, which: Which) -> tuple[Path, dict[str, np.nda
                 continue
             if which == "newest":
                 return file, arrays, notes
-            loss = math.inf if notes["bce"] else notes["history"][-1]["test_loss"]
-            if loss < lowest:
+            if not notes["bce"] and (loss := notes["history"][-1]["test_loss"]) <= lowest:
                 found, lowest = (file, arrays, notes), loss
         if complete:
             break

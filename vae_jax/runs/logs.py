@@ -12,7 +12,7 @@ import numpy as np
 
 from vae_jax.config import TrainConfig, to_json
 from vae_jax.data.dataset import Dataset, Pixels
-from vae_jax.runs.metrics import EpochMetrics
+from vae_jax.runs.metrics import EpochMetrics, best_epoch, out_of_patience
 from vae_jax.runs.workdir import CONFIG, EVENTS, METRICS, Workdir
 from vae_jax.system.console import say
 from vae_jax.system.errors import NonFiniteLossError
@@ -85,6 +85,18 @@ class Logs:
         """Adds a picture of the last epoch, [height, width, 3] bytes, to the TensorBoard events, if there are any."""
         if self._events:
             self._events.draw(name, rgb, self._history[-1].epoch)
+
+    def end(self) -> None:
+        """Says why a finished run has stopped early, if it has, and which epoch `--keep best` exports."""
+        config, last, best = self._config, self._history[-1], best_epoch(self._history)
+        if last.epoch < config.epochs and out_of_patience(self._history, config.patience):
+            epochs = f"{last.epoch - best.epoch} epoch{'s' if last.epoch - best.epoch > 1 else ''}"
+            say(
+                f"epoch {last.epoch}: no lower test loss for {epochs} (best {best.test_loss:.2f} after epoch"
+                f" {best.epoch}); stopped by --patience {config.patience}"
+            )
+        if config.keep == "best":
+            say(f"--keep best: the model is that of epoch {best.epoch}, test loss {best.test_loss:.2f}")
 
     def _write_metrics(self) -> None:
         self._workdir.require_lock()

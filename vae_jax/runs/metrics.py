@@ -24,6 +24,16 @@ class EpochMetrics:
     pixels: Pixels  # what the cross entropy is taken of: losses on grey and on binary pixels cannot be compared
 
 
+def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
+    """The epoch with the lowest test loss, the first of several."""
+    return min(history, key=lambda metrics: metrics.test_loss)
+
+
+def out_of_patience(history: Sequence[EpochMetrics], patience: int) -> bool:
+    """Whether the last `patience` epochs have brought no lower test loss; 0 is never out of patience."""
+    return bool(history) and 0 < patience <= history[-1].epoch - best_epoch(history).epoch
+
+
 def average(bce: Sequence[float], kld: Sequence[float], images: int, beta: float) -> tuple[float, float, float]:
     """loss, bce and kld per image, from sums over batches.
 

@@ -19,7 +19,7 @@ from vae_jax.config import TrainConfig
 from vae_jax.core import steps
 from vae_jax.core.model import Params
 from vae_jax.runs.feed import Chunk, Feed
-from vae_jax.runs.metrics import EpochMetrics, average, how_far
+from vae_jax.runs.metrics import EpochMetrics, average, how_far, out_of_patience
 from vae_jax.runs.trained import require_float32
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, NonFiniteLossError
@@ -54,6 +54,11 @@ class Progress:
     def parameters(self) -> int:
         """How many parameters the model has."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+    def finished(self, config: TrainConfig) -> bool:
+        """Whether no step is to follow: all epochs are done, or `--patience` has run out after one."""
+        done = len(self.history) >= config.epochs or out_of_patience(self.history, config.patience)
+        return done and not self.bce
 
     def advance(self, feed: Feed, chunk: Chunk) -> None:
         """Starts the steps of a chunk on the device, after waiting for those before it.
@@ -112,10 +117,10 @@ class Progress:
 
 
 def initial_progress(
-    config: TrainConfig, pixels: int, model: nn.Module | None = None, init: TorchCheckpoint | None = None
+    config: TrainConfig, pixels: int, images: int, model: nn.Module | None = None, init: TorchCheckpoint | None = None
 ) -> Progress:
-    """A run before its first step: fresh parameters, or those of `--init`."""
-    state = steps.create_state(config, pixels, model)
+    """A run on so many training images before its first step: fresh parameters, or those of `--init`."""
+    state = steps.create_state(config, pixels, model, images=images)
     if init is None:
         return Progress(state)
 

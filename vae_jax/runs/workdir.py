@@ -23,6 +23,8 @@ PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 FILES = (CONFIG, METRICS, MODEL, *PICTURES)
 CHECKPOINTS, EVENTS, LOCK = "checkpoints", "tensorboard", ".lock"
 EVENT_FILES = "events.out.tfevents.*"
+# Why an option belongs to the recipe, where that depends on another one.
+WHY = {"epochs": " (--learning-rate-schedule sets each rate by the steps of the whole run)"}
 
 
 class Workdir:
@@ -94,6 +96,7 @@ class Workdir:
           InputError: It does not; the message names every option that differs, with both values.
         """
         recipe = self._config.recipe
+        options = {"learning_rate_schedule": "constant"} | options  # of runs from before there were others
         if not options.keys() >= recipe.keys():
             raise InputError(
                 f"--workdir {self}: holds a run of another program or version;"
@@ -101,7 +104,7 @@ class Workdir:
             )
         # The images are known by their checksum, not by the name of their place: a set may move.
         changed = [
-            f"--{option_name(name)} was {options[name]}, now is {value}"
+            f"--{option_name(name)} was {options[name]}, now is {value}{WHY.get(name, '')}"
             for name, value in recipe.items()
             if name != "data" and options[name] != value
         ]
