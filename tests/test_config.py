@@ -162,7 +162,8 @@ def test_the_recipe_is_what_decides_the_model():
     assert not {"workdir", "overwrite"} & {field.name for field in dataclasses.fields(TorchTrainConfig)}
 
 
-MODULES = ["vae_jax.train", "vae_jax.evaluate", "vae_jax.generate", "torch_ref.train", "torch_ref.convert"]
+MODULES = [f"vae_jax.{command}" for command in ("train", "evaluate", "generate", "encode", "export")]
+MODULES += ["torch_ref.train", "torch_ref.convert"]
 
 
 @pytest.mark.parametrize("module", MODULES)

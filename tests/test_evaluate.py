@@ -119,14 +119,14 @@ def test_a_run_keeps_its_own_weights(run, tmp_path):
     (workdir.parent / "vae.pth").write_bytes(b"another run's")
     assert evaluate(EvaluateConfig(workdir)).kld == pytest.approx(metrics.test_kld, rel=1e-5)
     shutil.copy(workdir / "config.json", tmp_path)
-    with pytest.raises(InputError, match=r"the run has not finished, its model\.pth is missing"):
+    with pytest.raises(InputError, match="has no checkpoint that can be read"):
         evaluate(EvaluateConfig(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.pth", "metrics.jsonl"])
 def test_the_figures_replace_no_file_of_the_run(run, name):
     before = (run[0] / name).read_bytes()
-    with pytest.raises(InputError, match="this command reads that file"):
+    with pytest.raises(InputError, match="is a file of the run itself"):
         evaluate(EvaluateConfig(run[0], json=run[0] / name))
     assert (run[0] / name).read_bytes() == before
 

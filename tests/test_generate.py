@@ -15,11 +15,22 @@ from PIL import Image
 from tests.core.untrained import init
 from torch_ref import convert
 from vae_jax import VAE, InputError, TrainConfig, Trained, fit, load
-from vae_jax.config import Interpolate, Manifold, Reconstruct, Sample, Traverse
+from vae_jax.config import (
+    Decode,
+    EncodeConfig,
+    Interpolate,
+    Latents,
+    Manifold,
+    Reconstruct,
+    Sample,
+    Traverse,
+)
 from vae_jax.core import steps
 from vae_jax.core.binarize import binarize
 from vae_jax.data.dataset import BUNDLED
+from vae_jax.encode import encode
 from vae_jax.generate import generate
+from vae_jax.runs import latents
 from vae_jax.runs.trained import read
 
 
@@ -142,6 +153,54 @@ def test_draw_shows_black_or_white(weights, tmp_path):
     np.testing.assert_array_equal(drawn.images[0], means.images[0])  # the originals
     assert set(np.unique(drawn.images[1])) == {0, 1}
     assert abs(drawn.images[1].mean() - means.images[1].mean()) < 0.02
+
+
+def test_decode_makes_the_images_of_a_file_again(weights, tmp_path, capsys):
+    made = generate(Interpolate(weights, tmp_path / "made.npz", count=3, steps=4))
+    again = generate(Decode(weights, tmp_path / "again.npz", latents=tmp_path / "made.npz"))
+    np.testing.assert_array_equal(again.images[:, 1:-1], made.images[:, 1:-1])
+    assert np.isnan(again.images[:, [0, -1]]).all()  # the originals, which have no latent point
+    # A picture of at most 12 images has two rows of six of them.
+    capsys.readouterr()
+    grid = generate(Decode(weights, tmp_path / "a.png", latents=tmp_path / "made.npz", count=12))
+    np.testing.assert_array_equal(grid.z, made.z[:2])
+    assert "shows the first of its 18 points" in capsys.readouterr().out
+
+
+def test_decode_takes_what_encode_writes(weights, tmp_path):
+    encoded = encode(EncodeConfig(weights, tmp_path / "latents.npz"))
+    images = generate(Decode(weights, tmp_path / "all.npz", latents=tmp_path / "latents.npz")).images
+    assert images.shape == (10_000, 784)
+    with np.load(tmp_path / "all.npz") as arrays:
+        assert arrays["images"].shape == (10_000, 28, 28)
+    for suffix in (".npz", ".csv", ".parquet"):
+        latents.save(encoded, tmp_path / f"table{suffix}")
+        few = generate(Decode(weights, tmp_path / "a.png", latents=tmp_path / f"table{suffix}", count=5))
+        assert few.images.shape == (2, 3, 784) and np.isnan(few.images[1, 2]).all()
+        np.testing.assert_allclose(few.images.reshape(6, -1)[:5], images[:5], atol=1e-6)
+    drawn = generate(Decode(weights, tmp_path / "b.npz", latents=tmp_path / "latents.npz", draw=True)).images
+    assert set(np.unique(drawn)) == {0, 1} and drawn.mean() == pytest.approx(images.mean(), abs=0.001)
+    with pytest.raises(InputError, match=r"10,000 images of 784 pixels take 0.1 GB; expected at most 0.0 GB"):
+        generate(Decode(weights, tmp_path / "c.npz", latents=tmp_path / "latents.npz", max_data_gb=0.04))
+
+
+def test_decode_replaces_no_latents(weights, tmp_path):
+    np.savez(tmp_path / "a.npz", z=np.zeros((2, 5)))
+    with pytest.raises(InputError, match="is the file of latents"):
+        generate(Decode(weights, tmp_path / "a.npz", latents=tmp_path / "a.npz"))
+
+
+def test_latents_are_those_of_the_test_images(weights, tmp_path):
+    picture = generate(Latents(weights, tmp_path / "a.npz"))
+    mu, _ = read(weights).encode(load().test_images.reshape(10_000, 784))
+    np.testing.assert_allclose(picture.mu, mu, atol=1e-5)
+    np.testing.assert_array_equal(picture.label, load().test_labels)
+    generate(Latents(weights, tmp_path / "a.png", axes="pca"))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "RGB" and image.width > 1600
+    path = save_model(tmp_path / "vae.pth", VAE(4, 1))
+    with pytest.raises(InputError, match="has 1 latent dimension, and `latents` shows 2"):
+        generate(Latents(path, tmp_path / "b.png"))
 
 
 @pytest.mark.parametrize("kind", [Sample, Reconstruct, Interpolate, Traverse, Manifold])

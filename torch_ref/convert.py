@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import stat
 import struct
 from collections.abc import Iterator
@@ -177,6 +178,10 @@ def convert(config: ConvertConfig) -> None:
       InputError: The file to read is not one of this model, or the other cannot be written.
     """
     config.check()
+    if config.source.is_dir():
+        words = [str(config.source), "--out", str(config.target)]
+        words += [] if config.layout == "documented" else ["--layout", config.layout]
+        raise InputError(f"{config.source}: is a folder; for a run: python -m vae_jax.export {shlex.join(words)}")
     require_writable("OUT.pth", config.target)
     require_weights_file("OUT.pth", config.target)
     state_dict = load(config.source)

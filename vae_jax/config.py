@@ -35,6 +35,13 @@ LearningRateSchedule = Literal["constant", "cosine", "exponential", "warmup-cosi
 Keep = Literal["last", "best"]
 LatentPath = Literal["spherical", "linear"]
 Split = Literal["test", "train"]
+# Which checkpoint of a run stands for its model.
+Which = Literal["newest", "best"]
+# The two dimensions that a scatter of latents shows.
+Axes = Literal["kld", "pca"]
+
+# Stands for the name of a data set that the caller of `vae_jax.fit` has given.
+GIVEN = "given to fit"
 
 
 class Bounds(NamedTuple):
@@ -262,6 +269,9 @@ class TorchTrainConfig(DataOptions, SharedRecipe):
     """State dict to write at the end."""
 
 
+WhichOption = Annotated[Which | None, tyro.conf.arg(metavar="|".join(get_args(Which)))]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelOptions(DataOptions):
     """A trained model, and the images to show it."""
@@ -273,6 +283,8 @@ class ModelOptions(DataOptions):
     """Image set; by default that of the run, else `mnist`."""
     binarize: Annotated[Binarize | None, tyro.conf.arg(metavar="|".join(get_args(Binarize)))] = None
     """How grey pixels are made black or white; by default as in the run, else `none`."""
+    checkpoint: WhichOption = None
+    """Checkpoint of the run: the newest, or that of the lowest test loss; by default its model.pth, else the newest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,6 +308,19 @@ class EvaluateConfig(ModelOptions):
     """Seed of the noise and of random binarization; by default that of the run, else 0."""
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodeConfig(ModelOptions):
+    """Write the latents of an image set: mu, logvar, label and number of every image."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="LATENTS.npz|.csv|.parquet")]
+    """File to write; its suffix decides the format."""
+    _: dataclasses.KW_ONLY
+    split: Literal["test", "train", "both"] = "test"
+    """Part of the image set to encode; `both` adds a column that names the part."""
+    batch_size: int = bounded(4096, 1, 10**6)
+    """Images at once; bounds the memory, and changes results by rounding only."""
+
+
 Numbers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
 
 
@@ -305,7 +330,12 @@ class GenerateConfig(ModelOptions):
 
     out: Annotated[Path, tyro.conf.arg(metavar="PICTURE.png|X.npz")]
     """Picture to write, or the arrays of it."""
-    _: dataclasses.KW_ONLY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig(GenerateConfig):
+    """Draw a grid of images."""
+
     draw: bool = False
     """Show Bernoulli draws of the pixels instead of their means."""
     seed: int = bounded(0, 0, 2**32 - 1)
@@ -313,7 +343,7 @@ class GenerateConfig(ModelOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample(GenerateConfig):
+class Sample(GridConfig):
     """Samples from the prior."""
 
     count: int = bounded(64, 1, 10_000)
@@ -321,7 +351,7 @@ class Sample(GenerateConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstruct(GenerateConfig):
+class Reconstruct(GridConfig):
     """Test images above their reconstructions, decoded from the posterior means."""
 
     count: int = bounded(10, 1, 100)
@@ -331,7 +361,7 @@ class Reconstruct(GenerateConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interpolate(GenerateConfig):
+class Interpolate(GridConfig):
     """From test image to test image, through the posterior means."""
 
     count: int = bounded(5, 1, 100)
@@ -345,7 +375,7 @@ class Interpolate(GenerateConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Traverse(GenerateConfig):
+class Traverse(GridConfig):
     """A test image with one latent dimension changed at a time, that of the largest KLD first."""
 
     number: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -359,11 +389,44 @@ class Traverse(GenerateConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifold(GenerateConfig):
+class Manifold(GridConfig):
     """The images over a latent space of two dimensions (Kingma and Welling, figure 4)."""
 
     side: int = bounded(20, 2, 100)
     """Images along each side."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decode(GridConfig):
+    """The images at latent points from a file, such as `encode` writes."""
+
+    latents: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS.npz|.npy|.csv|.parquet")]
+    """Points to decode: the array z, or else mu, of an .npz; an .npy; the columns z0, ... or mu0, ... of a table."""
+    count: int = bounded(64, 1, 10_000)
+    """A picture shows the first so many; an .npz gets them all."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents(GenerateConfig):
+    """The posterior means of all test images in two dimensions, coloured by label."""
+
+    axes: Axes = "kld"
+    """The two dimensions of the largest KLD, or the first two principal components."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(Options):
+    """Write the weights of a run, finished or not, as a PyTorch state dict."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    """Workdir of the run."""
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT.pth")]
+    """File to write, .pth or .safetensors."""
+    _: dataclasses.KW_ONLY
+    checkpoint: WhichOption = None
+    """The newest checkpoint, or that of the lowest test loss; by default the run's model.pth, else the newest."""
+    layout: Layout = "documented"
+    """Key names to write."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from vae_jax.config import EvaluateConfig
 from vae_jax.runs.trained import images_for, read
-from vae_jax.runs.workdir import FILES
+from vae_jax.runs.workdir import require_writable_beside
 from vae_jax.system import command_line
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, NonFiniteLossError
-from vae_jax.system.files import replacing, require_writable
+from vae_jax.system.files import replacing
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -61,9 +61,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     config.check()
     if config.json is not None:
-        files = [config.model / name for name in FILES]
-        require_writable("--json", config.json, config.model, *files, Path(config.data or ""))
-    trained = read(config.model)
+        require_writable_beside("--json", config.json, config.model, Path(config.data or ""))
+    trained = read(config.model, config.checkpoint)
     data, dataset, rule = images_for(config, trained)
     images = dataset.test_images if config.split == "test" else dataset.train_images
     if len(images) < 2:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from vae_jax.config import TrainConfig
+from vae_jax.config import GIVEN, TrainConfig
 from vae_jax.data.dataset import Dataset, checked, load
 from vae_jax.runs.workdir import Workdir
 from vae_jax.system import command_line, signals
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from vae_jax.core.steps import TrainState
     from vae_jax.runs.metrics import EpochMetrics
     from vae_jax.runs.progress import Progress
-
-# Stands for the name of a data set that the caller of `fit` has given.
-GIVEN = "given to fit"
 
 
 def fit(

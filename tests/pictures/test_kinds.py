@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from vae_jax.pictures import kinds
+from vae_jax.runs.latents import Latents
 
 
 class Linear:
@@ -120,6 +121,54 @@ def test_manifold_is_a_grid_of_quantiles():
     assert (picture.row_axis, picture.column_axis) == ("z1", "z0")
 
 
+def encoded(**changes) -> Latents:
+    """200 images whose mu varies most in dimension 2, then in 0; the KLD is largest in dimension 1, then in 2."""
+    mu = np.random.default_rng(2).standard_normal((200, 3)).astype(np.float32) * np.float32([0.5, 0.1, 0.9])
+    logvar = np.tile(np.float32([0, -5, 0]), (200, 1))
+    return Latents(np.array(["test"] * 200), np.arange(200), np.arange(200) % 10, mu, logvar)._replace(**changes)
+
+
+def test_latents_shows_the_dimensions_of_the_largest_kld():
+    picture = kinds.latents(encoded(), "kld")
+    np.testing.assert_array_equal(picture.points, encoded().mu[:, [1, 2]])
+    kld = encoded().kld()
+    assert picture.axes == (f"z1 (KLD {kld[1]:.2f} nats)", f"z2 (KLD {kld[2]:.2f} nats)")
+    assert picture.title == "Posterior means of 200 test images"
+    # Of two dimensions, both, in their own order.
+    two = encoded(mu=encoded().mu[:, :2], logvar=encoded().logvar[:, :2])
+    np.testing.assert_array_equal(kinds.latents(two).points, two.mu)
+
+
+def test_latents_shows_principal_components():
+    mu = encoded().mu + np.float32([0, 0, 7])
+    picture = kinds.latents(encoded(mu=mu), "pca")
+    # The directions in which mu varies most, about dimensions 2 and 0; the origin stays the prior's.
+    np.testing.assert_allclose(picture.points, mu[:, [2, 0]], atol=0.6)
+    assert picture.points[:, 0].mean() == pytest.approx(7, abs=0.3)
+    np.testing.assert_allclose(np.corrcoef(picture.points.T)[0, 1], 0, atol=1e-5)
+    share = picture.points[:, 0].var() / mu.var(axis=0).sum()
+    assert picture.axes[0] == f"principal component 1 ({share:.0%} of the variance)"
+    same = np.ones((4, 3), np.float32)  # no variance at all
+    assert np.isfinite(kinds.latents(encoded(mu=same), "pca").points).all()
+
+
+def test_the_arrays_of_a_scatter(tmp_path):
+    for label in (None, np.arange(200) % 3):
+        picture = kinds.latents(encoded(label=label))
+        kinds.save(picture, (4, 4), tmp_path / "a.npz")
+        with np.load(tmp_path / "a.npz") as file:
+            arrays = dict(file)
+        assert arrays.keys() == {"points", "mu", "axes"} | (set() if label is None else {"label"})
+        np.testing.assert_array_equal(arrays["points"], picture.points)
+
+
+def test_decode_leaves_empty_places():
+    z = kinds.square(np.random.default_rng(0).random((5, 3), np.float32))
+    picture = kinds.decode(Linear(), z)
+    assert z.shape == (2, 3, 3) and np.isnan(picture.images[1, 2]).all()
+    np.testing.assert_array_equal(picture.images[0], Linear().decode(z[0]))
+
+
 @pytest.mark.parametrize(
     ("draw", "mode"),
     [
@@ -128,8 +177,10 @@ def test_manifold_is_a_grid_of_quantiles():
         (lambda: kinds.interpolate(Linear(), IMAGES[:1], IMAGES[1:2]), "L"),
         (lambda: kinds.traverse(Linear(), IMAGES[0], IMAGES), "RGB"),  # its marks are coloured
         (lambda: kinds.manifold(Linear(latent_dim=2)), "L"),
+        (lambda: kinds.decode(Linear(), kinds.square(np.zeros((5, 3), np.float32))), "L"),
+        (lambda: kinds.latents(encoded()), "RGB"),
     ],
-    ids=["sample", "reconstruct", "interpolate", "traverse", "manifold"],
+    ids=["sample", "reconstruct", "interpolate", "traverse", "manifold", "decode", "latents"],
 )
 def test_pictures_are_sharp(draw, mode, tmp_path):
     kinds.save(draw(), (4, 4), tmp_path / "deep" / "picture.png")

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vae_jax.pictures import plots
@@ -76,6 +77,36 @@ def test_channels_that_are_no_colours_stand_side_by_side(channels):
     beside = np.concatenate([images[..., channel] for channel in range(channels)], axis=3)
     words = {"row_labels": ["a", "b"], "column_labels": list("abc")}
     np.testing.assert_array_equal(plots.pixels(plots.grid(images, **words)), plots.pixels(plots.grid(beside, **words)))
+
+
+def scatter(label: np.ndarray | None) -> Figure:
+    points = np.random.default_rng(0).standard_normal((300, 2))
+    return plots.scatter(points, label, title="Means", axis_names=("z0", "z1"))
+
+
+@pytest.mark.parametrize("labels", [1, 2, 10, 11, 62, 70])
+def test_every_label_of_a_scatter_looks_its_own_way(labels):
+    figure = scatter(np.arange(300) % labels + 5)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [str(number + 5) for number in range(labels)]
+    looks = {(entry.get_marker(), entry.get_color()) for entry in legend.get_lines()}
+    assert len(looks) == labels
+    names = {text.get_text() for text in figure.axes[0].texts}
+    assert names >= {str(number + 5) for number in range(labels)} | {"1\u03c3", "2\u03c3", "3\u03c3"}
+    shown = sum(len(points.get_offsets()) for points in figure.axes[0].collections)
+    assert shown == 300 and figure.axes[0].get_title(loc="left") == "Means"
+    border = plots.pixels(figure)
+    assert np.concatenate([border[0], border[-1], border[:, 0], border[:, -1]]).min() == 255  # nothing is cut off
+
+
+@pytest.mark.parametrize(
+    ("label", "title"), [(None, "Means; no labels"), (np.arange(300) % 71, "Means; 71 labels, too many for colours")]
+)
+def test_a_scatter_says_why_it_has_one_colour(label, title):
+    figure = scatter(label)
+    assert figure.axes[0].get_title(loc="left") == title and not figure.legends
+    colours = np.concatenate([points.get_facecolor() for points in figure.axes[0].collections])
+    assert len(np.unique(colours, axis=0)) == 1
 
 
 def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):

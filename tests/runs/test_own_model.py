@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.runs.small_runs import STEPS, checkpoints, metrics
-from vae_jax import InputError, fit
+from vae_jax import VAE, InputError, fit
 from vae_jax.runs.progress import Progress
+from vae_jax.runs.trained import read
 from vae_jax.runs.workdir import PICTURES
 from vae_jax.system.signals import Interrupted
 
@@ -77,6 +78,29 @@ def test_it_trains_and_draws_pictures_and_writes_no_pytorch_file(straight, few_i
     assert not config.export.exists() and not (config.workdir / "model.pth").exists()
     fit(config, few_images, Linear())
     assert "Linear: is not the documented model, so that no PyTorch file is written\n" in capsys.readouterr().out
+
+
+def test_the_commands_refuse_it(straight):
+    config, *_ = straight
+    with pytest.raises(
+        InputError, match=r"is a run of another Flax module than the documented model \(parameters down"
+    ):
+        read(config.workdir)
+
+
+class Tanh(VAE):
+    """Parameters of the same names and shapes, which make another model."""
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        return jnp.tanh(self.decoder(z))
+
+
+def test_the_commands_refuse_a_model_with_the_same_parameters(tmp_path, options, few_images):
+    config = options(tmp_path, epochs=1)
+    fit(config, few_images, Tanh(16, 4))
+    (config.workdir / "model.pth").unlink()
+    with pytest.raises(InputError, match="is a run of another Flax module than the documented model"):
+        read(config.workdir)
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,10 +1,12 @@
 """NumPy archives from any source: sizes are checked before memory is allocated, and nothing is ever unpickled."""
 
+import contextlib
 import io
 import math
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -43,7 +45,7 @@ def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
       DataError: The file is not an .npz file, is damaged or too large, or its images are Python objects.
     """
     size = path.stat().st_size
-    try:
+    with _explain_damage(path):
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
                 file.seek(0)
@@ -64,6 +66,34 @@ def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
                         continue
                 max_bytes -= arrays[part].nbytes
             return arrays
+
+
+def load_array(path: Path, names: Sequence[str], max_bytes: int) -> np.ndarray:
+    """Reads one array: the first of these names that an .npz has, or that of an .npy.
+
+    Raises:
+      DataError: The file has no such array, is damaged or too large, or holds Python objects.
+    """
+    size = path.stat().st_size
+    with _explain_damage(path):
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                file.seek(0)
+                return _read(file, str(path), size, max_bytes)
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            name = next((name for name in names if name in members), None)
+            if name is None:
+                raise DataError(f"{path}: holds the arrays {sorted(members)!r:.200}; expected {' or '.join(names)}")
+            with _open(archive, members[name], f"{path}: array {name}") as file:
+                return _read(file, f"{path}: array {name}", size * MAX_DEFLATE_RATIO, max_bytes)
+
+
+@contextlib.contextmanager
+def _explain_damage(path: Path) -> Iterator[None]:
+    """Turns what a damaged archive raises into a DataError."""
+    try:
+        yield
     except DataError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:

@@ -1,6 +1,7 @@
-"""Pictures of what a model makes: a grid of images, the latent points behind them, and their labels.
+"""Pictures of what a model makes: grids of images with the latent points behind them, and scatters of latent points.
 
-Each kind of picture is a function of an `Autoencoder`. Imports neither jax nor torch, and matplotlib only to draw.
+Each kind of picture is a function, most of them of an `Autoencoder`. Imports neither jax nor torch, and matplotlib only
+to draw.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
-from vae_jax.config import LatentPath
+from vae_jax.config import Axes, LatentPath
+from vae_jax.runs.latents import Latents
 from vae_jax.system.files import replacing
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ class Autoencoder(Protocol):
 class Picture(NamedTuple):
     """A grid of images, and the words around it."""
 
-    images: Float[np.ndarray, "rows columns pixels"]  # means in [0, 1]; NaN where a place is empty
-    z: Float[np.ndarray, "rows columns latent"]  # NaN where an image is an original or a place is empty
+    # [rows, columns, ...]; where only the arrays are asked for, the places may have any shape.
+    images: Float[np.ndarray, "*places pixels"]  # means in [0, 1]; NaN where a place is empty
+    z: Float[np.ndarray, "*places latent"]  # NaN where an image is an original or a place is empty
     title: str
     row_labels: Sequence[str] = ()
     column_labels: Sequence[str] = ()
@@ -50,14 +53,33 @@ class Picture(NamedTuple):
     marks: Sequence[float] = ()  # for each row, the column to mark; 2.5 lies between columns 2 and 3, NaN marks nothing
 
 
+class Scatter(NamedTuple):
+    """The posterior means of images in two dimensions, and the words around them."""
+
+    points: Float[np.ndarray, "images 2"]
+    mu: Float[np.ndarray, "images latent"]
+    label: Integer[np.ndarray, " images"] | None
+    title: str
+    axes: tuple[str, str]  # what the two dimensions are
+
+
 def sample(model: Autoencoder, rng: np.random.Generator, count: int = 64) -> Picture:
     """Draws `count` points z from N(0, I) and decodes them, in a grid that is as square as possible."""
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    z = np.full((rows * columns, model.latent_dim), np.nan, np.float32)
-    z[:count] = rng.standard_normal((count, model.latent_dim), np.float32)
-    z = z.reshape(rows, columns, -1)
+    z = square(rng.standard_normal((count, model.latent_dim), np.float32))
     return Picture(model.decode(z), z, "Samples from the prior")
+
+
+def decode(model: Autoencoder, z: Float[np.ndarray, "*places latent"]) -> Picture:
+    """Decodes latent points; a place that is NaN stays empty."""
+    return Picture(model.decode(z), z, "Decoded latent points")
+
+
+def square(z: Float[np.ndarray, "points latent"]) -> Float[np.ndarray, "rows columns latent"]:
+    """Points row by row in a grid that is as square as possible; NaN fills its last row."""
+    columns = math.ceil(math.sqrt(len(z)))
+    rows = math.ceil(len(z) / columns)
+    filled = np.pad(z, ((0, rows * columns - len(z)), (0, 0)), constant_values=np.nan)
+    return filled.reshape(rows, columns, -1)
 
 
 def reconstruct(model: Autoencoder, images: Float[np.ndarray, "images pixels"]) -> Picture:
@@ -178,12 +200,40 @@ def manifold(model: Autoencoder, side: int = 20) -> Picture:
     )
 
 
+def latents(encoded: Latents, axes: Axes = "kld") -> Scatter:
+    """Shows the posterior means of images in two of the model's dimensions, or in two directions between them.
+
+    The origin and the scale stay those of the prior, N(0, I), which looks the same from every direction.
+
+    Args:
+      encoded: The images; the model has at least two latent dimensions.
+      axes: `kld`: the two dimensions of the largest KLD; `pca`: the first two principal components of mu.
+    """
+    mu = encoded.mu
+    if axes == "kld":
+        kld = encoded.kld()
+        # In the order of their numbers if there are no others.
+        chosen = np.argsort(kld)[::-1][:2] if len(kld) > 2 else np.arange(2)
+        points = mu[:, chosen]
+        names = [f"z{dimension} (KLD {kld[dimension]:.2f} nats)" for dimension in chosen]
+    else:
+        centred = (mu - mu.mean(axis=0)).astype(np.float64)
+        _, variances, components = np.linalg.svd(centred.T @ centred)
+        # The sign of a component means nothing: its largest part points up.
+        two = components[:2]
+        two = two * np.sign(two[[0, 1], np.abs(two).argmax(axis=1)])[:, None]
+        points = (mu @ two.T).astype(np.float32)
+        shares = variances[:2] / max(variances.sum(), np.finfo(np.float64).tiny)
+        names = [f"principal component {place} ({share:.0%} of the variance)" for place, share in enumerate(shares, 1)]
+    return Scatter(points, mu, encoded.label, f"Posterior means of {len(mu):,} test images", (names[0], names[1]))
+
+
 def _signed(value: float) -> str:
     """The value with its sign and one decimal; without a sign where that would be -0.0."""
     return "0" if round(value, 1) == 0 else f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def figure(picture: Picture, image_shape: tuple[int, ...]) -> Figure:
+def figure(picture: Picture | Scatter, image_shape: tuple[int, ...]) -> Figure:
     """The picture as a matplotlib figure.
 
     Args:
@@ -192,14 +242,19 @@ def figure(picture: Picture, image_shape: tuple[int, ...]) -> Figure:
     """
     from vae_jax.pictures import plots
 
+    if isinstance(picture, Scatter):
+        return plots.scatter(picture.points, picture.label, title=picture.title, axis_names=picture.axes)
     words = picture._asdict()
     images = words.pop("images")
     del words["z"]
-    return plots.grid(images.reshape(*images.shape[:2], *image_shape), **words)
+    return plots.grid(images.reshape(*images.shape[:-1], *image_shape), **words)
 
 
-def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
-    """Writes a picture: a .png, or an .npz with `images` ([rows, columns, height, width]), `z` and the labels.
+def save(picture: Picture | Scatter, image_shape: tuple[int, ...], path: Path) -> None:
+    """Writes a picture: a .png, or an .npz of its arrays.
+
+    These are `images` ([rows, columns, height, width]), `z` and the labels of a grid, and `points` ([images, 2]),
+    `mu`, `label` and `axes` of a scatter.
 
     Args:
       picture: The picture.
@@ -212,15 +267,21 @@ def save(picture: Picture, image_shape: tuple[int, ...], path: Path) -> None:
     path.resolve().parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         with replacing(path) as part:
-            np.savez_compressed(
-                part,
-                images=picture.images.reshape(*picture.images.shape[:2], *image_shape),
-                z=picture.z,
-                row_labels=np.array(picture.row_labels),
-                column_labels=np.array(picture.column_labels),
-            )
+            np.savez_compressed(part, **_arrays(picture, image_shape))
         return
 
     from vae_jax.pictures import plots
 
     plots.save(plots.pixels(figure(picture, image_shape)), path)
+
+
+def _arrays(picture: Picture | Scatter, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    if isinstance(picture, Scatter):
+        arrays = {"points": picture.points, "mu": picture.mu, "axes": np.array(picture.axes)}
+        return arrays if picture.label is None else arrays | {"label": picture.label}
+    return {
+        "images": picture.images.reshape(*picture.images.shape[:-1], *image_shape),
+        "z": picture.z,
+        "row_labels": np.array(picture.row_labels),
+        "column_labels": np.array(picture.column_labels),
+    }

@@ -1,7 +1,8 @@
-"""Grids of images with labels, and the curves of a run, drawn by matplotlib. Imports neither jax nor torch.
+"""Grids of images with labels, scatters of latent points, and the curves of a run, drawn by matplotlib.
 
-matplotlib is used without pyplot, so that the figures of a notebook are left alone. Pictures have 200 dots per inch and
-are about 1,800 dots wide: sharp and readable at half that width on a high-density screen.
+Imports neither jax nor torch. matplotlib is used without pyplot, so that the figures of a notebook are left alone.
+Pictures have 200 dots per inch and are about 1,800 dots wide: sharp and readable at half that width on a high-density
+screen.
 """
 
 import math
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -27,6 +31,10 @@ MARGIN, LINE = 24, 36  # around a grid, and for a line of text beside it, in pix
 LABEL, TITLE = 9, 11  # sizes of text, in points
 INK = "#333333"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # colour-blind eyes tell them apart (Okabe and Ito)
+# For labels, which colour-blind eyes tell apart too (Petroff, https://arxiv.org/abs/2107.02270); two have changed
+# places, so that the greys do not fall to the digits 3 and 8, which often lie side by side.
+TEN = ("#3f90da", "#717581", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#ffa90e", "#92dadd")
+MARKERS = "o^sDvPX"  # each serves ten labels
 
 
 def grid(
@@ -107,6 +115,69 @@ def _thin(labels: Sequence[str], extent: int, room: int) -> list[str]:
     last = len(labels) - 1
     every = next((n for n in range(max(1, math.ceil(extent / room)), last + 1) if last % n % 2 == 0), len(labels))
     return [label if place % every == last % every // 2 else "" for place, label in enumerate(labels)]
+
+
+def scatter(
+    points: Float[np.ndarray, "images 2"],
+    label: Integer[np.ndarray, " images"] | None,
+    *,
+    title: str,
+    axis_names: tuple[str, str],
+) -> Figure:
+    """Points coloured by label, under circles at 1, 2 and 3 standard deviations of the prior.
+
+    The label stands at the median of its points too, so that nobody depends on the colours. Beyond ten labels, the
+    colours come again with other markers; more labels than colours and markers together are not told apart.
+
+    Args:
+      points: The points.
+      label: Of each point, if there are any.
+      title: Above the scatter.
+      axis_names: Of the horizontal and the vertical axis.
+    """
+    kinds, rank = np.unique(np.zeros(len(points), int) if label is None else label, return_inverse=True)
+    told_apart = label is not None and len(kinds) <= len(TEN) * len(MARKERS)
+    if not told_apart:
+        title += "; no labels" if label is None else f"; {len(kinds):,} labels, too many for colours"
+        rank = np.zeros(len(points), int)
+    columns = math.ceil(len(kinds) / 30) if told_apart else 0  # of the legend
+    figure = Figure(figsize=(8.2 + 0.7 * columns, 8), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    for radius in (1, 2, 3):
+        axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3))
+        name = axes.annotate(f"{radius}\u03c3", (0, -radius), fontsize=LABEL, color=INK, ha="center", va="center")
+        name.set(zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    size = float(np.clip(40_000 / len(points), 3, 40))
+    colours = np.array(TEN)
+    for number in range(math.ceil((rank.max() + 1) / len(TEN))):
+        # All labels of a marker at once: in the order of the images, so that no label covers another.
+        chosen, marker = rank // len(TEN) == number, MARKERS[number]
+        axes.scatter(*points[chosen].T, s=size, c=colours[rank[chosen] % len(TEN)], marker=marker, alpha=0.7, lw=0)
+    if told_apart:
+        entries = _name_labels(axes, points, kinds, rank)
+        place = {"loc": "outside right upper", "ncols": columns, "columnspacing": 1.0}
+        legend = figure.legend(handles=entries, title="label", frameon=False, labelcolor=INK, fontsize=LABEL, **place)
+        legend.get_title().set(fontsize=LABEL, color=INK)
+    reach = 1.05 * max(3, float(np.abs(points).max()))
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.text(1, 0.005, "\u03c3: standard deviation of the prior", transform=axes.transAxes, ha="right", va="bottom")
+    axes.texts[-1].set(fontsize=LABEL, color=INK)
+    tidy(axes)
+    axes.set_title(title, fontsize=TITLE, color=INK, loc="left")
+    return figure
+
+
+def _name_labels(axes: Axes, points: np.ndarray, kinds: np.ndarray, rank: np.ndarray) -> list[Line2D]:
+    """Writes each label at the median of its points; returns the entries of a legend."""
+    halo = [Stroke(linewidth=2.5, foreground="white"), Normal()]
+    entries = []
+    for number, kind in enumerate(kinds.tolist()):
+        across, up = np.median(points[rank == number], axis=0).tolist()
+        text = axes.annotate(str(kind), (across, up), color=INK, fontweight="bold", ha="center", va="center")
+        text.set(fontsize=TITLE if len(kinds) <= len(TEN) else LABEL, path_effects=halo, zorder=5)
+        color, marker = TEN[number % len(TEN)], MARKERS[number // len(TEN)]
+        entries.append(Line2D([], [], label=str(kind), color=color, marker=marker, markersize=6, linestyle="none"))
+    return entries
 
 
 def curves(history: Sequence[EpochMetrics]) -> Figure:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from vae_jax.config import TrainConfig, to_json
+from vae_jax.config import TrainConfig, Which, to_json
 from vae_jax.core import steps
 from vae_jax.data.dataset import Dataset
 from vae_jax.runs.metrics import EpochMetrics, best_epoch
@@ -33,6 +34,10 @@ from vae_jax.system.files import replacing
 
 # Checkpoints that are kept, beside the one with the lowest test loss.
 NEWEST = 2
+
+
+# How often the folder is listed again because checkpoints vanished while they were read.
+ATTEMPTS = 10
 
 
 class DamagedError(ValueError):
@@ -162,6 +167,7 @@ class Checkpoints:
             "bce": progress.bce,
             "kld": progress.kld,
             "seconds": progress.seconds,
+            "module": module_name(progress.state.model),
         }
         file = self._workdir.checkpoint(step)
         try:
@@ -204,6 +210,54 @@ class Checkpoints:
         tree: Any = flax.traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep=".")
         tree["key"] = jax.random.wrap_key_data(tree["key"])
         return cast(steps.TrainState, flax.serialization.from_state_dict(blank, tree))
+
+
+def read_checkpoint(workdir: Path, which: Which) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
+    """Reads a checkpoint as it stands on the disk, without the lock: the run may be training at the same time.
+
+    Args:
+      workdir: The folder of the run.
+      which: The newest that is whole, or, among those at the end of an epoch, the one with the lowest test loss.
+
+    Returns:
+      The file, its arrays by name, and its notes.
+
+    Raises:
+      InputError: There is no such checkpoint.
+      OSError: A file cannot be read, damaged or not.
+    """
+    run = Workdir(TrainConfig(workdir=workdir))
+    found, lowest = None, math.inf
+    for _ in range(ATTEMPTS):
+        complete = True
+        for step in reversed(run.checkpoint_steps()):
+            file = run.checkpoint(step)
+            try:
+                arrays, notes = _decode(file.read_bytes())
+            except FileNotFoundError:  # the run has written a newer one
+                complete = False
+                continue
+            except DamagedError as damage:
+                warn(f"warning: {file}: is damaged ({damage}); using another one")
+                continue
+            if which == "newest":
+                return file, arrays, notes
+            if not notes["bce"] and (loss := notes["history"][-1]["test_loss"]) <= lowest:
+                found, lowest = (file, arrays, notes), loss
+        if complete:
+            break
+    if found is None:
+        where = " at the end of an epoch" if which == "best" else ""
+        raise InputError(
+            f"{workdir}: has no checkpoint{where} that can be read; train on (the same command goes on), or name"
+            " another model"
+        )
+    return found
+
+
+def module_name(model: nn.Module) -> str:
+    """The full name of a model's class."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _leaves(state: steps.TrainState) -> dict[str, Any]:

@@ -41,3 +41,8 @@ def average(bce: Sequence[float], kld: Sequence[float], images: int, beta: float
     """
     bce_mean, kld_mean = math.fsum(bce) / images, math.fsum(kld) / images
     return bce_mean + beta * kld_mean, bce_mean, kld_mean
+
+
+def how_far(epochs: int, steps: int) -> str:
+    """The place of a run in words: the epochs that are done, and the steps of the next one."""
+    return f"epoch {epochs}" + (f" and step {steps:,} of epoch {epochs + 1}" if steps else "")

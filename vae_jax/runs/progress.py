@@ -21,7 +21,7 @@ from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
 from vae_jax.core.model import Params
 from vae_jax.runs.feed import Chunk, Feed
-from vae_jax.runs.metrics import EpochMetrics, average, out_of_patience
+from vae_jax.runs.metrics import EpochMetrics, average, how_far, out_of_patience
 from vae_jax.runs.trained import require_float32
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, NonFiniteLossError
@@ -45,8 +45,7 @@ class Progress:
     _running: steps.Losses | None = None  # of steps that the device may still be computing
 
     def __str__(self) -> str:
-        within = f" and step {len(self.bce):,} of epoch {self.epoch}" if self.bce else ""
-        return f"epoch {len(self.history)}{within}"
+        return how_far(len(self.history), len(self.bce))
 
     @property
     def epoch(self) -> int:

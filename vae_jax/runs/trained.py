@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from vae_jax.config import FLOAT32_MAX, Binarize, ModelOptions
+from vae_jax.config import FLOAT32_MAX, GIVEN, Binarize, ModelOptions, Which
 from vae_jax.data.dataset import Dataset, load
+from vae_jax.runs.metrics import how_far
 from vae_jax.runs.workdir import CONFIG, MODEL
+from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, reason
 
 if TYPE_CHECKING:
     import flax.linen as nn
 
+    from torch_ref.layouts import StateDict
     from vae_jax.core.model import Params
 
 
@@ -47,41 +50,73 @@ class Trained:
         return np.asarray(means).reshape(*z.shape[:-1], self.pixels)
 
 
-def read(path: Path) -> Trained:
+def read(path: Path, checkpoint: Which | None = None) -> Trained:
     """Reads a model.
 
     Args:
-      path: A weights file in any layout that `torch_ref.convert` knows, or the workdir of a run. The sizes are read
-        from the weights.
+      path: A weights file in any layout that `torch_ref.convert` knows, or the workdir of a run, which may be training.
+        The sizes are read from the weights.
+      checkpoint: The checkpoint of the run to read; by default the model of a finished run, or the newest checkpoint
+        of one that has not finished.
 
     Raises:
-      InputError: Nothing is there, the folder holds no finished run, or the file does not hold this model.
+      InputError: Nothing is there, the folder holds no such checkpoint, or the file does not hold this model.
     """
     options: dict[str, Any] = {}
-    file = path
+    file, which = path, checkpoint
     try:
         if path.is_dir():
             options = _read_options(path / CONFIG)
             file = path / MODEL
-            if not file.is_file():
-                raise InputError(f"{path}: the run has not finished, its {MODEL} is missing; train to the end")
+            which = checkpoint or (None if file.is_file() else "newest")
         elif not path.exists():
             raise InputError(
                 f"{path}: does not exist; name a weights file (.pth, .safetensors) or the workdir of a run"
             )
+        elif checkpoint:
+            raise InputError(f"--checkpoint {checkpoint}: {path} is a weights file, not a run; leave the option out")
+
+        from torch_ref import convert
+        from vae_jax.core.model import VAE
+
+        if which is None:
+            state_dict = convert.load(file)
+        else:
+            file, state_dict = _read_checkpoint(path, which)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a weights file or a workdir") from None
-
-    from torch_ref import convert
-    from vae_jax.core.model import VAE
-
-    state_dict = convert.load(file)
     params = convert.to_params(state_dict)
     require_float32(
         str(file), [array for part in params.values() for layer in part.values() for array in layer.values()]
     )
     hidden_dim, latent_dim, pixels = convert.sizes(state_dict)
     return Trained(VAE(hidden_dim, latent_dim, pixels), params, pixels, latent_dim, options)
+
+
+def _read_checkpoint(workdir: Path, which: Which) -> tuple[Path, StateDict]:
+    """The model of a run's checkpoint; says which checkpoint it is."""
+    import flax.traverse_util
+
+    from torch_ref import convert
+    from torch_ref.layouts import LAYERS
+    from vae_jax.core.model import VAE
+    from vae_jax.runs.checkpoint import module_name, read_checkpoint
+
+    file, arrays, notes = read_checkpoint(workdir, which)
+    params = {name.removeprefix("params."): array for name, array in arrays.items() if name.startswith("params.")}
+    documented = {f"{part}.{layer}.{leaf}" for part, layer in LAYERS for leaf in ("kernel", "bias")}
+    module = notes.get("module", module_name(VAE()))  # version 0.2.0 did not write it
+    if params.keys() != documented or module != module_name(VAE()):
+        raise InputError(
+            f"{workdir}: is a run of another Flax module than the documented model (parameters"
+            f" {', '.join(sorted(params)):.80}); call fit with its arguments, and use the state that it returns"
+        )
+    unfinished = "" if (workdir / MODEL).is_file() else "has not finished; "
+    loss = f", test loss {notes['history'][-1]['test_loss']:.2f}" if which == "best" else ""
+    place = how_far(len(notes["history"]), len(notes["bce"]))
+    say(f"{workdir}: {unfinished}using its {which} checkpoint, after {place}{loss}")
+    with convert.explain_errors(file):
+        return file, convert.to_state_dict(flax.traverse_util.unflatten_dict(params, sep="."))
 
 
 def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Binarize]:
@@ -94,6 +129,8 @@ def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Bi
       InputError: The set cannot be used, or its images are not of the size that the model takes.
     """
     options = trained.options
+    if config.data is None and options.get("data") == GIVEN:
+        raise InputError(f"{config.model}: the images of this run were given to fit; name them with --data")
     data = options.get("data", "mnist") if config.data is None else config.data
     data_dir = config.data_dir or (Path(options["data_dir"]) if options.get("data_dir") else None)
     dataset = load(data, data_dir, config.max_data_gb or options.get("max_data_gb"))

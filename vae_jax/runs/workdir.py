@@ -64,8 +64,7 @@ class Workdir:
         if not config.overwrite:
             self._check_run()
         export, workdir = config.export.resolve(), self.path.resolve()
-        taken = {workdir / name for name in (*FILES, EVENTS, CHECKPOINTS, LOCK)}
-        if export in (workdir, *workdir.parents) or {export, *export.parents} & taken:
+        if export in (workdir, *workdir.parents) or uses(workdir, export):
             raise InputError(f"--export {config.export}: --workdir {self} uses that place; name another")
 
     def _check_run(self) -> None:
@@ -199,3 +198,20 @@ class Workdir:
     def _former_checkpoints(self) -> list[Path]:
         """Checkpoints of version 0.1, which were folders."""
         return [sums.parent for sums in (self.path / CHECKPOINTS).glob("[0-9]*/SHA256SUMS")]
+
+
+def uses(workdir: Path, path: Path) -> bool:
+    """Whether a path is that of a file that a run in this folder keeps, or would keep."""
+    path, workdir = path.resolve(), workdir.resolve()
+    return bool({path, *path.parents} & {workdir / name for name in (*FILES, EVENTS, CHECKPOINTS, LOCK)})
+
+
+def require_writable_beside(option: str, path: Path, model: Path, *inputs: Path) -> None:
+    """Checks that a file can be written that is none of the inputs, and none of the run's if `model` is its folder.
+
+    Raises:
+      InputError: It cannot, and why.
+    """
+    require_writable(option, path, model, *inputs)
+    if uses(model, path):
+        raise InputError(f"{option} {path}: is a file of the run itself; name another file to write")
