@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from vae_jax.config import TrainConfig, option_name
-from vae_jax.system.console import quiet, warn
+from vae_jax.system.console import mute, quiet, warn
 from vae_jax.system.errors import InputError, reason
 from vae_jax.system.signals import StopRequest
 
@@ -139,7 +139,7 @@ class Processes:
         Raises:
           InputError: One has not.
         """
-        found = self._mesh.gather(np.array([digest & 0x7FFFFFFF], np.int32))[:, 0]
+        found = self._gather(np.array([digest & 0x7FFFFFFF], np.int32))[:, 0]
         for number in np.flatnonzero(found != found[0]):
             raise InputError(f"process {number} has other {what} than process 0; give all processes the same")
 
@@ -156,14 +156,31 @@ class Processes:
         stop.agreed = self._largest(stop.signum or 0) or None
 
     def _largest(self, value: int) -> int:
-        return int(self._mesh.gather(np.array([value], np.int32)).max())
+        return int(self._gather(np.array([value], np.int32)).max())
+
+    def _gather(self, values: np.ndarray) -> np.ndarray:
+        """The values of every process, [processes, ...].
+
+        Raises:
+          ConnectionError: Another process is gone.
+        """
+        if self.count == 1:
+            return values[None]
+        import jax
+
+        try:
+            # The first exchange connects the devices, and Gloo prints a line about that.
+            with mute() if jax.distributed.is_initialized() else contextlib.nullcontext():
+                return self._mesh.gather(values)
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            raise ConnectionError(f"another process is gone ({reason(error)})") from None
 
     def _gather_text(self, text: str) -> list[str]:
         if self.count == 1:
             return [text]
         content = text.encode(errors="backslashreplace")[:TEXT]
         padded = np.frombuffer(content.ljust(TEXT, b"\0"), np.uint8)
-        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in self._mesh.gather(padded)]
+        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in self._gather(padded)]
 
     @contextmanager
     def watch(self) -> Iterator[None]:

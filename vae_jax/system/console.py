@@ -36,6 +36,22 @@ def warn(line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def mute() -> Iterator[None]:
+    """Within the block, what libraries write to standard output and error, C++ ones too, goes nowhere."""
+    kept = {descriptor: os.dup(descriptor) for descriptor in (STDOUT, STDERR)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for descriptor in kept:
+            os.dup2(nowhere, descriptor)
+        yield
+    finally:
+        for descriptor, former in kept.items():
+            os.dup2(former, descriptor)
+            os.close(former)
+        os.close(nowhere)
+
+
 def printable(text: str) -> str:
     """The text with every character that is not printable escaped, so that it stays one line."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
