@@ -226,7 +226,7 @@ class TrainConfig(DataOptions, Recipe):
         super().check()
         if self.batch_size % self.shards:
             raise InputError(
-                f"--shards {self.shards}: expected a divisor of --batch-size {self.batch_size}, so that all parts are equal"
+                f"--shards {self.shards}: expected a divisor of --batch-size {self.batch_size}; all parts are equal"
             )
         given = (self.coordinator, self.processes, self.process)
         if given != (None, None, None) and None in given:

@@ -19,7 +19,9 @@ from vae_jax.system.errors import InputError
 if TYPE_CHECKING:
     import flax.linen as nn
 
+    from torch_ref.optimizer import Checkpoint as TorchCheckpoint
     from vae_jax.core.steps import TrainState
+    from vae_jax.runs.checkpoint import Checkpoints
     from vae_jax.runs.metrics import EpochMetrics
     from vae_jax.runs.progress import Progress
 
@@ -52,19 +54,15 @@ def fit(
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
     with signals.defer_signals():  # half an import would break the process for good
-        from vae_jax.core.mesh import Mesh
-        from vae_jax.core.settings import fixed_settings, require_device
+        from vae_jax.core.settings import fixed_settings
         from vae_jax.runs.checkpoint import Checkpoints
         from vae_jax.runs.feed import Feed
         from vae_jax.runs.logs import Logs, describe_losses
-        from vae_jax.runs.processes import Processes, join
-        from vae_jax.runs.progress import initial_progress, read_init, require_memory
+        from vae_jax.runs.processes import join
+        from vae_jax.runs.progress import read_init, require_memory
 
-    join(config)
-    require_device()
-    mesh = Mesh(config.shards, config.devices)
-    processes = Processes(config, mesh)
-    processes.require_same_options()
+    processes = join(config)
+    mesh = processes.mesh
     workdir = Workdir(config, writes=processes.is_first)
     with processes.together():
         workdir.check()
@@ -78,18 +76,7 @@ def fit(
     with processes.enter(workdir.lock()), processes.watch(), fixed_settings(config.matmul_precision):
         workdir.sweep()
         checkpoints = Checkpoints(config, workdir, dataset)
-        progress = None if config.overwrite else checkpoints.newest(model)
-        if progress is None:
-            init = init or read_init(config, pixels, model)  # until the lock, another process may have cleared the folder
-            progress = initial_progress(config, pixels, len(dataset.train_images), model, init)
-            workdir.clear()
-        elif len(progress.history) + bool(progress.bce) > config.epochs:
-            raise InputError(
-                f"--epochs {config.epochs}: {workdir} is after {progress}; give more epochs to go on with it,"
-                " add --overwrite to replace it, or name another --workdir"
-            )
-        elif progress.finished(config):
-            checkpoints.kept(progress, model)  # what cannot be exported is refused before anything changes
+        progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
         processes.require_same(progress.checksum(), "parameters")
         progress.spread(mesh)
         logs = Logs(config, workdir, dataset, str(mesh), progress.history)
@@ -133,6 +120,34 @@ def fit(
             pictures.draw_missing(kept)  # last: an error while drawing must not cost the model
             stop.raise_if_requested()
         return kept.state, kept.history
+
+
+def begin_or_go_on(
+    config: TrainConfig,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    dataset: Dataset,
+    model: nn.Module | None,
+    init: TorchCheckpoint | None,
+) -> Progress:
+    """The progress of the run in the workdir; or that before the first step, after removing what the folder holds."""
+    from vae_jax.runs.progress import initial_progress, read_init
+
+    progress = None if config.overwrite else checkpoints.newest(model)
+    if progress is None:
+        pixels = math.prod(dataset.image_shape)
+        # Before we had the lock, another process may have been about to clear the folder.
+        init = init or read_init(config, pixels, model)
+        progress = initial_progress(config, pixels, len(dataset.train_images), model, init)
+        workdir.clear()
+    elif len(progress.history) + bool(progress.bce) > config.epochs:
+        raise InputError(
+            f"--epochs {config.epochs}: {workdir} is after {progress}; give more epochs to go on with it,"
+            " add --overwrite to replace it, or name another --workdir"
+        )
+    elif progress.finished(config):
+        checkpoints.kept(progress, model)  # what cannot be exported is refused before anything changes
+    return progress
 
 
 def describe(config: TrainConfig, dataset: Dataset) -> str:

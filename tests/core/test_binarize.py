@@ -1,7 +1,6 @@
 """Binary pixels: the rules, the probabilities, and what training makes of them."""
 
 import dataclasses
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,11 @@ import torch
 from torch_ref import train as torch_train
 from vae_jax import TrainConfig, fit
 from vae_jax.core import steps
-from vae_jax.core.binarize import binarize, draw
+from vae_jax.core.binarize import binarize, draw, draw_set
 
 KEY = jax.random.key(7)
 BYTES = jnp.arange(256, dtype=jnp.uint8)[None]  # every grey value once
+ZERO = jnp.zeros(1, int)
 CONFIG = TrainConfig(hidden_dim=8, latent_dim=2, binarize="dynamic")
 
 
@@ -37,7 +37,7 @@ def test_draw_has_the_grey_value_as_its_probability(scale):
     values = jnp.array([0, 1, 2, 100, 127, 128, 200, 254, 255], jnp.uint8)
     images = jnp.broadcast_to(values, (count, len(values)))
     images = images if scale is None else images.astype(jnp.float32) / scale
-    drawn = draw(images, KEY)
+    drawn = draw(images, KEY, jnp.arange(count))
     assert drawn.dtype == images.dtype
     assert set(np.unique(drawn).tolist()) == {0, 255 if scale is None else 1}
     on = np.asarray(drawn != 0).mean(0)
@@ -47,36 +47,61 @@ def test_draw_has_the_grey_value_as_its_probability(scale):
     np.testing.assert_array_less(abs(on - p), 5 * np.sqrt(p * (1 - p) / count) + 2**-16)
 
 
-@pytest.mark.parametrize("scale", [None, 255], ids=["bytes", "floats"])
-def test_draw_is_exact_to_16_bits(scale, monkeypatch):
-    """With each of the 65,536 random halves once, as many are on as the probability says, to half a one."""
-    halves = jnp.arange(65536, dtype=jnp.uint32)
-    for value in (0, 1, 77, 128, 254, 255):
-        # Words whose low and high halves run through all values.
-        monkeypatch.setattr(
-            jax.lax, "rng_bit_generator", lambda *_, **__: (None, halves[:32768] | halves[32768:] << 16)
-        )
-        images = jnp.full((256, 256), value, jnp.uint8)
-        images = images if scale is None else images.astype(jnp.float32) / scale
-        on = int((inspect.unwrap(draw)(images, KEY) != 0).sum())
-        assert abs(on - 65536 * value / 255) <= 0.5
+@pytest.mark.parametrize("draws", [lambda images, key: draw(images, key, jnp.arange(len(images))), draw_set])
+def test_a_draw_turns_white_with_the_probability_of_each_byte(draws):
+    count = 65536
+    images = jnp.broadcast_to(BYTES, (count, 256))
+    on = np.asarray(draws(images, KEY) != 0).mean(axis=0)
+    p = np.arange(256) / 255
+    deviations = (on - p)[1:-1] / np.sqrt(p * (1 - p) / count)[1:-1]
+    assert abs(deviations).max() < 5 and 0.8 < deviations.std() < 1.2
+
+
+def test_a_draw_depends_on_the_number_of_the_image_and_on_nothing_else():
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (40, 49), np.uint8))
+    numbers = jnp.arange(1000, 1040)
+    whole = draw(images, KEY, numbers)
+    np.testing.assert_array_equal(draw(images[7:8], KEY, numbers[7:8]), whole[7:8])
+    np.testing.assert_array_equal(draw(images[::-1], KEY, numbers[::-1]), whole[::-1])
+    assert (draw(images, KEY, numbers + 1) != whole).mean() > 0.1
+
+
+def test_draws_under_vmap_are_those_of_each_model():
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 30), np.uint8))
+    keys = jax.random.split(KEY, 3)
+    together = jax.vmap(draw, (None, 0, None))(images, keys, jnp.arange(8))
+    for key, drawn in zip(keys, together, strict=True):
+        np.testing.assert_array_equal(drawn, draw(images, key, jnp.arange(8)))
+
+
+def test_training_under_vmap_draws_the_pixels_of_each_model(states):
+    images = jnp.tile(BYTES, (4, 1))
+    batches = jnp.array([[0, 1], [2, 3]], jnp.int32)
+    alone = [states["dynamic"].replace(key=key) for key in jax.random.split(KEY, 3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    together = jax.vmap(steps.train_epoch, (0, None, None))(stacked, images, batches)[1].bce
+    for state, bce in zip(alone, together, strict=True):
+        expected = steps.train_epoch(at_step(state, 0), images, batches)[1].bce
+        np.testing.assert_allclose(bce, expected, rtol=1e-5)
 
 
 def test_draws_are_independent_between_pixels_images_and_keys():
     images = jnp.full((4000, 51), 127, jnp.uint8)  # an odd number of pixels: half a random word is left over
-    first, second = (np.asarray(draw(images, key) != 0).astype(float) - 0.498 for key in jax.random.split(KEY))
+    first, second = (
+        np.asarray(draw(images, key, jnp.arange(4000)) != 0).astype(float) - 0.498 for key in jax.random.split(KEY)
+    )
     bound = 5 * 0.25 / np.sqrt(first.size)
     assert abs((first * second).mean()) < bound
     assert abs((first[1:] * first[:-1]).mean()) < bound
     for lag in (1, 2, 25):
         assert abs((first[:, lag:] * first[:, :-lag]).mean()) < 1.05 * bound
-    half = first.size // 2  # the two halves of a word
-    assert abs((first.ravel()[:half] * first.ravel()[half:]).mean()) < 1.5 * bound
+    for distance in (13, 26, 39):  # the four parts of a block of random bits
+        assert abs((first[:, :12] * first[:, distance : distance + 12]).mean()) < 3 * bound
 
 
 def test_static_is_one_draw():
     np.testing.assert_array_equal(binarize(BYTES, "static", KEY), binarize(BYTES, "static", KEY))
-    np.testing.assert_array_equal(binarize(BYTES, "static", KEY), draw(BYTES, KEY))
+    np.testing.assert_array_equal(binarize(BYTES, "static", KEY), draw_set(BYTES, KEY))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +117,7 @@ def at_step(state: steps.TrainState, step: int) -> steps.TrainState:
 def test_dynamic_training_is_training_on_a_new_draw_every_step(states):
     draws = []
     for step in (0, 1, 469):
-        draws.append(draw(BYTES, jax.random.fold_in(jax.random.fold_in(states["none"].key, steps.PIXELS), step)))
+        draws.append(draw(BYTES, jax.random.fold_in(jax.random.fold_in(states["none"].key, steps.PIXELS), step), ZERO))
         _, dynamic = steps.train_step(at_step(states["dynamic"], step), BYTES)
         _, drawn = steps.train_step(at_step(states["none"], step), draws[-1])
         _, grey = steps.train_step(at_step(states["none"], step), BYTES)
@@ -105,8 +130,8 @@ def test_an_epoch_draws_as_its_steps_do(states):
     images = jnp.tile(BYTES, (2, 1))
     _, epoch = steps.train_epoch(at_step(states["dynamic"], 5), images, jnp.array([[0], [1]], jnp.int32))
     state = at_step(states["dynamic"], 5)
-    for bce in epoch.bce:
-        state, losses = steps.train_step(state, BYTES)
+    for number, bce in enumerate(epoch.bce):
+        state, losses = steps.train_step(state, BYTES, ZERO + number)
         np.testing.assert_allclose(losses.bce, bce, rtol=1e-5)
 
 

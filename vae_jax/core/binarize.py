@@ -34,12 +34,14 @@ def binarize(
 
 @jax.jit
 def draw(
-    images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"], key: Key[Array, ""], numbers: Int[Array, " batch"]
+    images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"],
+    key: Key[Array, ""],
+    numbers: Int[Array, " batch"],
 ) -> UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"]:
     """Draws each pixel from Bernoulli(pixel), black and white ones with certainty.
 
-    16 random bits decide a pixel: its probability is the grey value, byte / 255, to within 2^-17. They depend on the key
-    and on the number of the image only, whatever else is in the batch.
+    16 random bits decide a pixel: its probability is the grey value, byte / 255, to within 2^-17. They depend on the
+    key and on the number of the image only, whatever else is in the batch.
 
     Args:
       images: Bytes, or pixels in [0, 1].
@@ -74,7 +76,7 @@ def _threefry(key: Key[Array, ""], high: Int[Array, "..."], low: Int[Array, "...
     """The two words of each Threefry block whose number is high * 2^32 + low."""
     start = _start(key)
     lows = start[2] + low.astype(jnp.uint32)
-    highs = start[3] + high.astype(jnp.uint32) + (lows < start[2])  # carries
+    highs = start[3] + high.astype(jnp.uint32) + (lows < start[2]).astype(jnp.uint32)  # carries
     lows, highs = jnp.broadcast_arrays(lows, highs)
     words = threefry_2x32((start[0], start[1]), jnp.concatenate([lows.ravel(), highs.ravel()]))
     return words[: lows.size].reshape(lows.shape), words[lows.size :].reshape(lows.shape)

@@ -25,7 +25,7 @@ T = TypeVar("T", bound=PyTree)
 class Shards(NamedTuple):
     """Into how many equal parts a batch is cut, and how many devices share them; the former must divide the latter."""
 
-    count: int = 1
+    total: int = 1
     devices: int = 1
 
 
@@ -49,10 +49,10 @@ def sum_over_shards(function: Callable[..., T], params: PyTree[Array], rows: tup
     Returns:
       What `function` returns, summed over all shards; with one shard, exactly that.
     """
-    if shards.count == 1:
+    if shards.total == 1:
         return function(params, *rows)
     sums = []
-    for shard in zip(*(jnp.split(part, shards.count // shards.devices) for part in rows), strict=True):
+    for shard in zip(*(jnp.split(part, shards.total // shards.devices) for part in rows), strict=True):
         # Without the barriers XLA fuses a shard with its neighbours, and differently for each number of devices.
         sums.append(jax.lax.optimization_barrier(function(jax.lax.optimization_barrier(params), *shard)))
     if len(sums).bit_count() == 1:  # a power of two: the sum is a branch of the tree

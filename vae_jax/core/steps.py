@@ -158,18 +158,21 @@ def _train_step(state: TrainState, images, numbers, valid) -> tuple[TrainState, 
 
 @partial(jax.jit, donate_argnames="state")
 def train_step(
-    state: TrainState, images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"]
+    state: TrainState,
+    images: UInt8[Array, "batch pixels"] | Float[Array, "batch pixels"],
+    numbers: Int[Array, " batch"] | None = None,
 ) -> tuple[TrainState, Losses]:
     """One Adam step on one batch.
 
     Args:
       state: Donated: use only the returned state.
       images: Bytes, or pixels in [0, 1].
+      numbers: The number of each image, on which binary pixels drawn in each step depend; by default its place.
 
     Returns:
       The next state, and the losses before the step, summed over the batch, in nats.
     """
-    numbers = jnp.arange(len(images))
+    numbers = jnp.arange(len(images)) if numbers is None else numbers
     return _train_step(state, images, numbers, numbers >= 0)
 
 

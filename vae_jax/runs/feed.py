@@ -59,9 +59,7 @@ class Feed:
         # A set smaller than a batch makes a smaller batch, of equal shards all the same.
         images = config.shards * math.ceil(len(self.train_images) / config.shards)
         self._batch_size = min(config.batch_size, images)
-        self._test_batches = mesh.replicate(
-            steps.split_batches(jnp.arange(len(self.test_images)), self._batch_size)
-        )
+        self._test_batches = mesh.replicate(steps.split_batches(jnp.arange(len(self.test_images)), self._batch_size))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self._chunks = chunk_steps(
             math.ceil(len(self.train_images) / self._batch_size), step_flops(self._batch_size, parameters)

@@ -14,17 +14,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+import jax
 import numpy as np
 
 from vae_jax.config import TrainConfig, option_name
+from vae_jax.core.mesh import Mesh
+from vae_jax.core.settings import require_device
 from vae_jax.system.console import mute, quiet, warn
 from vae_jax.system.errors import InputError, reason
 from vae_jax.system.signals import StopRequest
-
-if TYPE_CHECKING:
-    from vae_jax.core.mesh import Mesh
 
 # Bytes of a text that processes exchange.
 TEXT = 4096
@@ -34,21 +34,28 @@ BEATS = 8
 OWN = ("process", "coordinator", "data", "data_dir", "max_data_gb", "init")
 
 
-def join(config: TrainConfig) -> None:
+def join(config: TrainConfig) -> Processes:
     """Connects this process with the others of its run, if there are any; must come before anything that uses a device.
 
     Where the options name no coordinator, JAX finds the processes that Slurm, Open MPI, Kubernetes or Cloud TPU have
     started. A model of one shard is trained by one process.
 
     Raises:
-      InputError: The others do not come within `--initialization-timeout`.
+      InputError: The others do not come within `--initialization-timeout`, they have other options, or the devices
+        cannot share the shards.
     """
+    _connect(config)
+    require_device()
+    processes = Processes(config, Mesh(config.shards, config.devices))
+    processes.require_same_options()
+    return processes
+
+
+def _connect(config: TrainConfig) -> None:
     given = (config.coordinator, config.processes, config.process)
     if config.shards == 1 and given == (None, None, None):
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the service's own messages; ours say what to do
-    import jax
-
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_check_proxy_envs", False)  # ours names them
@@ -68,7 +75,7 @@ def join(config: TrainConfig) -> None:
     thread.start()
     thread.join(config.initialization_timeout)
     if thread.is_alive():
-        proxies = [name for name in os.environ if name.lower().endswith("_proxy") and not name.lower() == "no_proxy"]
+        proxies = [name for name in os.environ if name.lower().endswith("_proxy") and name.lower() != "no_proxy"]
         hint = f"; unset {', '.join(proxies)}, which may lead elsewhere" if proxies else ""
         what = f"--processes {config.processes}" if config.process == 0 else f"--coordinator {config.coordinator}"
         raise InputError(
@@ -91,7 +98,7 @@ class Processes:
 
     def __init__(self, config: TrainConfig, mesh: Mesh):
         self._config = config
-        self._mesh = mesh
+        self.mesh = mesh
         self.count, self.number = mesh.processes, mesh.process
 
     @property
@@ -126,7 +133,7 @@ class Processes:
         options = {name: str(value) for name, value in vars(self._config).items() if name not in OWN}
         others = [json.loads(text) for text in self._gather_text(json.dumps(options))]
         for number, other in enumerate(others):
-            for name, value in options.items():
+            for name in options:
                 if other[name] != others[0][name]:
                     raise InputError(
                         f"--{option_name(name)}: is {other[name]} in process {number}, {others[0][name]} in process 0;"
@@ -166,12 +173,10 @@ class Processes:
         """
         if self.count == 1:
             return values[None]
-        import jax
-
         try:
             # The first exchange connects the devices, and Gloo prints a line about that.
             with mute() if jax.distributed.is_initialized() else contextlib.nullcontext():
-                return self._mesh.gather(values)
+                return self.mesh.gather(values)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             raise ConnectionError(f"another process is gone ({reason(error)})") from None
 
@@ -192,8 +197,6 @@ class Processes:
         if self.count == 1:
             yield
             return
-        import jax
-
         watch = _Watch(self._config, self.count, self.number, self._largest(int(time.time()) if self.is_first else 0))
         with self.together():
             watch.beat()
@@ -221,7 +224,7 @@ class Processes:
 
 
 class _Watch:
-    """A file of each process in the workdir, whose content changes as long as the process lives, and which it removes."""
+    """A file of each process in the workdir; its content changes while the process lives, and a good end removes it."""
 
     def __init__(self, config: TrainConfig, count: int, number: int, token: int):
         self._config = config
@@ -256,22 +259,21 @@ class _Watch:
         """Watches the others until this process ends."""
         seen: dict[int, tuple[list[str], float]] = {}
         while True:
-            with self._ended:
-                with contextlib.suppress(OSError):
-                    self.beat()
+            with self._ended, contextlib.suppress(OSError):
+                self.beat()
             now = time.monotonic()
             for number in range(len(self._files)):
                 words = self._read(number)
                 if number not in seen or seen[number][0] != words:
                     seen[number] = (words, now)
-                if words and number != self._number and (words[1] == "gone" or now - seen[number][1] > self._config.heartbeat):
+                silent = now - seen[number][1] > self._config.heartbeat
+                if words and number != self._number and (silent or words[1] == "gone"):
                     self._give_up(number)
             time.sleep(min(1.0, self._config.heartbeat / BEATS))
 
     def _give_up(self, number: int) -> NoReturn:
         warn(
-            f"error: process {number} is gone; the checkpoints are whole; start all processes again with the same command"
-            " to go on"
+            f"error: process {number} is gone; the checkpoints are whole; to go on, start all processes again as before"
         )
         os._exit(1)  # the main thread may wait for ever
 
