@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.config import TrainConfig
@@ -47,7 +48,9 @@ class RunPictures:
     def _draw(self, progress: Progress) -> None:
         if not self._workdir.writes:
             return
-        model, params, shape = progress.state.model, jax.device_get(progress.state.params), self._feed.image_shape
+        # On one device of this process, whatever devices hold the state.
+        params = jax.tree.map(jnp.asarray, jax.device_get(progress.state.params))
+        model, shape = progress.state.model, self._feed.image_shape
         images = np.asarray(to_pixels(self._feed.first_test_images[:RECONSTRUCTIONS]))
         pixels = images.shape[1]
         trained = Trained(model, params, pixels, latent_dim(model, params, pixels))
