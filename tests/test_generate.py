@@ -18,7 +18,7 @@ from vae_jax import VAE, InputError, TrainConfig, Trained, fit, load
 from vae_jax.config import Interpolate, Manifold, Reconstruct, Sample, Traverse
 from vae_jax.core import steps
 from vae_jax.core.binarize import binarize
-from vae_jax.data.dataset import BUNDLED
+from vae_jax.data.source import BUNDLED
 from vae_jax.generate import generate
 from vae_jax.runs.trained import read
 

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from vae_jax.config import GenerateConfig, Interpolate, Manifold, Reconstruct, Sample, Traverse
-from vae_jax.data.dataset import BUNDLED
+from vae_jax.data.source import BUNDLED
 from vae_jax.pictures import kinds
 from vae_jax.pictures.kinds import Picture
 from vae_jax.runs.trained import Trained, images_for, read

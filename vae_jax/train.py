@@ -49,12 +49,12 @@ def fit(
     """
     config.check()
     if dataset is not None:
-        config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset)
+        config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset, config.image_size, config.grey)
     workdir = Workdir(config)
     workdir.check()
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
-    dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
+    dataset = dataset or load(config.data, config.data_dir, config.max_data_gb, config.image_size, config.grey)
     with signals.defer_signals():  # half an import would break the process for good
         from vae_jax.core.settings import device_kind, fixed_settings
         from vae_jax.runs.checkpoint import Checkpoints
