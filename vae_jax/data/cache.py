@@ -1,6 +1,7 @@
 """Decoded arrays, kept for the next time: beside a set of TFDS, or else in the user's cache folder."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def cached(
     Args:
       folder: A folder for the cache alone, or shared with other files.
       prefix: How the names of all caches of the same set begin, in this folder; those out of date are removed.
-      fingerprint: Identifies the files that `decode` reads; a cache with another fingerprint is out of date.
+      fingerprint: Identifies the files that `decode` reads, by values that JSON can hold; a cache with another one is
+        out of date.
       decode: Decodes the files.
       max_bytes: The most bytes that all arrays together may take in memory.
 
@@ -80,7 +82,7 @@ def cached_for_user(
 
     Args:
       source: The file or folder that the user has named.
-      options: What else decides the arrays; for each, there is one cache.
+      options: What else decides the arrays, values that JSON can hold; there is one cache for each.
       files: All files that `decode` reads.
       decode: Decodes the files.
       max_bytes: The most bytes that all arrays together may take in memory.
@@ -94,8 +96,9 @@ def cached_for_user(
         )
         return decode()
     prefix = f"{_digest((str(source.resolve()), options))}-"
-    return cached(home / "vae_jax", prefix, tuple(map(tuple, files)), decode, max_bytes)
+    return cached(home / "vae_jax", prefix, list(files), decode, max_bytes)
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+    """A name for a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ The rule for each kind of pixel, so that nothing is guessed:
   transparent pixels are blended with black, the background of this package;
   CMYK and YCbCr become RGB as Pillow converts them; colour profiles are not looked at;
   more than 8 bits a channel, and floats, are refused: how to scale them is the owner's choice;
-  EXIF's orientation is applied, so that images stand as a viewer shows them;
+  EXIF's orientation is applied (a PNG's if it comes before the pixels), so that images stand as a viewer shows them;
   of several frames or pages, the first is taken.
 """
 
@@ -34,9 +34,6 @@ from vae_jax.system.errors import DataError, reason
 
 # Not EPS and the like, which run other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .bmp .dib .gif .webp .tif .tiff .pgm .ppm .pbm .pnm".split()  # noqa: SIM905
-)
 GREY_MODES = ("1", "L", "LA")
 MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # The most pixels of an image, 8,192 x 8,192: Pillow warns above 89 million.
@@ -135,7 +132,7 @@ def _opened(encoded: Encoded, most: int) -> Iterator[Image.Image]:
                     f"{name}: declares {height:,} x {width:,} pixels; expected at most {most:,}; make it smaller, or"
                     " raise --max-data-gb"
                 )
-            if image.mode not in MODES or ";16" in str(image.tile):
+            if image.mode not in MODES or any(";16" in str(tile[3]) for tile in image.tile):
                 raise DataError(
                     f"{name}: has pixels of mode {image.mode}, of more than 8 bits or of a kind that is not known here;"
                     " expected 8 bits a channel, grey or RGB; convert it, or write floats in [0, 1] to an .npz file"
@@ -158,7 +155,8 @@ def _opened(encoded: Encoded, most: int) -> Iterator[Image.Image]:
 def _decode_one(encoded: Encoded, form: Form, most: int) -> np.ndarray:
     """Bytes, [height, width] or [height, width, 3]."""
     with _opened(encoded, most) as image:
-        ImageOps.exif_transpose(image, in_place=True)
+        if image.format != "PNG" or "exif" in image.info:  # for a PNG, looking takes as long as decoding
+            ImageOps.exif_transpose(image, in_place=True)
         mode = "L" if _is_grey(image) else "RGB"
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             pixels = image.convert("RGBA")
@@ -166,7 +164,7 @@ def _decode_one(encoded: Encoded, form: Form, most: int) -> np.ndarray:
             upright.paste(pixels, mask=pixels.getchannel("A"))
         else:
             upright = image if image.mode in ("1", "L") else image.convert("RGB")
-        return np.asarray(form.image(upright.convert(mode)))
+        return np.asarray(form.image(upright if upright.mode == mode else upright.convert(mode)))
 
 
 def _is_grey(image: Image.Image) -> bool:

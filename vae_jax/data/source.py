@@ -62,7 +62,7 @@ def _read_file(path: Path, form: Form, max_bytes: int) -> Arrays:
         return _read_mats(path, {"train": path}, max_bytes)
     if name.endswith(".parquet"):
         return _read_parquet(path, {"train": [path]}, form, max_bytes)
-    if path.suffix.lower() in _image_suffixes():
+    if path.suffix.lower() in image_folder.SUFFIXES:
         raise DataError(f"--data {path}: is one image; expected a folder of images, at least 2; name the folder")
     return npz.load(path, max_bytes)
 
@@ -168,9 +168,3 @@ def _describe(folder: Path) -> str:
     more = ", ..." if len(suffixes) > 5 else ""
     files = f"{sum(suffixes.values()):,} files ({', '.join(kinds)}{more})" if kinds else "no files"
     return f"{files} and {folders:,} folders, none of them images" if entries else "nothing"
-
-
-def _image_suffixes() -> frozenset[str]:
-    from vae_jax.data.decode import SUFFIXES
-
-    return SUFFIXES
