@@ -163,7 +163,9 @@ def write_images(folder: Path, rng: np.random.Generator) -> Path:
         content, suffix = sound_image(rng, mode)
         path = folder / (f"class {number % 2}/{number}.{suffix}" if classes else f"{number}.{suffix}")
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(damaged(content, rng) if number == victim else content)
+        sound = int(rng.integers(0, len(content))) if rng.random() < 0.5 else 0
+        damage = content[:sound] + damaged(content[sound:], rng)
+        path.write_bytes(damage if number == victim else content)
     return folder
 
 
@@ -188,7 +190,10 @@ def sound_csv(rng: np.random.Generator) -> bytes:
 
 
 def write_csv(folder: Path, rng: np.random.Generator) -> Path:
-    (folder / "train.csv").write_bytes(damaged(sound_csv(rng), rng))
+    head, end, rows = sound_csv(rng).partition(b"\n")
+    (folder / "train.csv").write_bytes(
+        head + end + damaged(rows, rng) if rng.random() < 0.7 else damaged(head, rng) + end + rows
+    )
     return folder / "train.csv"
 
 

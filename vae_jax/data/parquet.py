@@ -19,6 +19,7 @@ from vae_jax.data.bounded import require_size
 from vae_jax.data.decode import Encoded, decode
 from vae_jax.data.form import Form
 from vae_jax.data.image_folder import SPLITS
+from vae_jax.data.parquet_footer import column_sizes
 from vae_jax.system.console import say
 from vae_jax.system.errors import DataError, reason
 
@@ -124,18 +125,14 @@ def load(name: str, parts: dict[str, list[Path]], form: Form, max_bytes: int) ->
 
 def _open(path: Path, max_bytes: int) -> Any:
     """An open file whose columns fit into memory, as it declares."""
-    file = arrow.ParquetFile(path)
-    meta = file.metadata
-    for group in range(meta.num_row_groups):
-        for column in range(meta.num_columns):
-            chunk = meta.row_group(group).column(column)
-            size = max(chunk.total_uncompressed_size, chunk.num_values)
-            if not 0 <= size <= max_bytes or chunk.total_compressed_size < 0:
-                raise DataError(
-                    f"{path}: declares {size / 1e9:,.1f} GB for a part of {chunk.path_in_schema}; expected at most"
-                    f" {max_bytes / 1e9:,.1f} GB; if the file is sound, raise --max-data-gb"
-                )
-    return file
+    for column, values, nbytes in column_sizes(path):
+        size = max(values, nbytes)  # a value takes at least a byte in memory, however few in the file
+        if not 0 <= size <= max_bytes:
+            raise DataError(
+                f"{path}: declares {size / 1e9:,.1f} GB for a part of {column}; expected at most"
+                f" {max_bytes / 1e9:,.1f} GB; if the file is sound, raise --max-data-gb"
+            )
+    return arrow.ParquetFile(path)
 
 
 def _columns(path: Path, file: Any) -> Columns:
