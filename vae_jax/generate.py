@@ -25,7 +25,7 @@ from vae_jax.config import (
     Sample,
     Traverse,
 )
-from vae_jax.data.dataset import BUNDLED
+from vae_jax.data.source import BUNDLED
 from vae_jax.pictures import kinds
 from vae_jax.pictures.kinds import Picture, Scatter
 from vae_jax.runs import latents

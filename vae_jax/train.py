@@ -50,7 +50,7 @@ def fit(
     """
     config.check()
     if dataset is not None:
-        config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset)
+        config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset, config.image_size, config.grey)
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
     with signals.defer_signals():  # half an import would break the process for good
@@ -66,7 +66,7 @@ def fit(
     workdir = Workdir(config, writes=processes.is_first)
     with processes.together():
         workdir.check()
-        dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
+        dataset = dataset or load(config.data, config.data_dir, config.max_data_gb, config.image_size, config.grey)
         pixels = math.prod(dataset.image_shape)
         if model is None:
             require_memory(config, pixels)
