@@ -126,7 +126,8 @@ class Checkpoints:
         if notes["checksum"] != self._checksum:
             raise InputError(
                 f"--data {self._config.data}: holds other images than those of the run in {self._workdir};"
-                " give it those (--image-size and --grey count), add --overwrite to replace it, or name another --workdir"
+                " give it those (--image-size and --grey count), add --overwrite to replace it, or name another"
+                " --workdir"
             )
         return arrays, notes
 
