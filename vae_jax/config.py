@@ -33,6 +33,8 @@ Layout = Literal["documented", "fc-mu", "pytorch-examples"]
 LearningRateSchedule = Literal["constant", "cosine", "exponential", "warmup-cosine"]
 # Which epoch's model a run exports.
 Keep = Literal["last", "best"]
+# Whether images are read while the model trains on them: never, those too large for memory, or always.
+Stream = Literal["never", "auto", "always"]
 LatentPath = Literal["spherical", "linear"]
 Split = Literal["test", "train"]
 # Which checkpoint of a run stands for its model.
@@ -219,6 +221,8 @@ class TrainConfig(DataOptions, Recipe):
     """Export the model of the last epoch, or of that with the lowest test loss (best)."""
     pictures_every: int = bounded(0, 0)
     """Draw the pictures of the run after every so many epochs; 0 draws them only at the end."""
+    stream: Stream = "auto"
+    """Read the images of an uncompressed .npy or .npz while training: those beyond --max-data-gb (auto), or always."""
     devices: Annotated[int | Literal["all"] | None, tyro.conf.arg(metavar="INT|all")] = bounded(None, 1, INT32_MAX)
     """Devices of all processes together to use; by default the most that divide --shards."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None

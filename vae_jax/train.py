@@ -66,7 +66,9 @@ def fit(
     workdir = Workdir(config, writes=processes.is_first)
     with processes.together():
         workdir.check()
-        dataset = dataset or load(config.data, config.data_dir, config.max_data_gb, config.image_size, config.grey)
+        dataset = dataset or load(
+            config.data, config.data_dir, config.max_data_gb, config.image_size, config.grey, config.stream
+        )
         pixels = math.prod(dataset.image_shape)
         if model is None:
             require_memory(config, pixels)

@@ -5,14 +5,15 @@ import os
 import sys
 import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
-from vae_jax.config import Binarize, DataOptions
+from vae_jax.config import Binarize, DataOptions, Stream
 from vae_jax.data import source
 from vae_jax.data.form import Form
+from vae_jax.data.mapped import MappedImages, pieces
 from vae_jax.system.console import say
 from vae_jax.system.errors import DataError
 from vae_jax.system.memory import memory
@@ -31,6 +32,7 @@ class Dataset(NamedTuple):
     """Training and test images, and their labels if the source has any.
 
     Images are bytes from 0 (background) to 255, or floats from 0 to 1; a fourth dimension, if any, holds channels.
+    Where `load` was asked to stream, they may be `MappedImages` instead of arrays: indexed, they become arrays.
     """
 
     train_images: (
@@ -50,15 +52,17 @@ class Dataset(NamedTuple):
         checksum = 0
         for images in (self.train_images, self.test_images):
             checksum = zlib.crc32(f"{images.dtype} {images.shape}".encode(), checksum)
-            checksum = zlib.crc32(np.ascontiguousarray(images).data, checksum)
+            for piece in pieces(images):
+                checksum = zlib.crc32(np.ascontiguousarray(piece).data, checksum)
         return checksum
 
     def pixels(self, rule: Binarize) -> Pixels:
         """The kind of pixels that losses are on after `rule`; images in pure black and white are binary without one."""
         binary = rule != "none" or all(
-            bool(np.all((part == 0) | (part == (255 if part.dtype == np.uint8 else 1))))
+            bool(np.all((piece == 0) | (piece == (255 if piece.dtype == np.uint8 else 1))))
             # Nearly every grey set shows a grey pixel in its first images.
             for part in (self.train_images[:100], self.train_images, self.test_images)
+            for piece in pieces(part)
         )
         return "binary" if binary else "grey"
 
@@ -69,6 +73,7 @@ def load(
     max_gb: float | None = None,
     image_size: tuple[int, int] | None = None,
     grey: bool = False,
+    stream: Stream = "never",
 ) -> Dataset:
     """Loads an image set.
 
@@ -88,6 +93,8 @@ def load(
       max_gb: The most gigabytes that the arrays may take; by default half of the machine's memory.
       image_size: The height and width that all images are resized to; by default they stay as they are.
       grey: Whether images in colour become grey.
+      stream: Whether the images of an uncompressed .npy or .npz file may stay there as `MappedImages`: those that take
+        more than `max_gb` (auto), or all (always).
 
     Returns:
       The images and labels, in the order of the source. Integers that are all 0 or 1 are black and white pixels and
@@ -107,7 +114,7 @@ def load(
     max_bytes = _max_bytes(options.max_data_gb)
     form = Form(options.image_size, options.grey)
     try:
-        arrays, name = source.read(spec, options.data_dir, form, max_bytes)
+        arrays, name = source.read(spec, options.data_dir, form, max_bytes, stream)
     except OSError as error:
         where = error.filename or f"--data {spec}"
         raise DataError(
@@ -134,7 +141,7 @@ def _max_bytes(max_gb: float | None) -> int:
 def _dataset(arrays: dict[str, np.ndarray], name: str, form: Form, max_bytes: int) -> Dataset:
     """Checks the arrays of a source and brings them into the form that `Dataset` promises."""
 
-    def part(split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    def part(split: str) -> tuple[Any, np.ndarray | None]:
         images = _images(arrays[f"{split}_images"], f"{name}: {split}_images")
         return images, _labels(arrays.get(f"{split}_labels"), len(images), f"{name}: {split}_labels")
 
@@ -148,11 +155,16 @@ def _dataset(arrays: dict[str, np.ndarray], name: str, form: Form, max_bytes: in
                 " on; add images"
             )
         is_test = _test_share(len(train))
-        train, test = train[~is_test], train[is_test]
+        if isinstance(train, MappedImages):
+            train, test = train.chosen(~is_test), train.chosen(is_test)
+        else:
+            train, test = train[~is_test], train[is_test]
         test_labels = None if train_labels is None else train_labels[is_test]
         train_labels = None if train_labels is None else train_labels[~is_test]
-    if train.dtype == test.dtype == np.uint8 and max(train.max(), test.max()) == 1:
-        train, test = train * np.uint8(255), test * np.uint8(255)
+    if train.dtype == test.dtype == np.uint8 and all(
+        piece.max() <= 1 for part in (train, test) for piece in pieces(part)
+    ):
+        train, test = (_white_at_255(images) for images in (train, test))
     train, test = (form.arrays(images, name, max_bytes) for images in (train, test))
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise DataError(
@@ -162,13 +174,19 @@ def _dataset(arrays: dict[str, np.ndarray], name: str, form: Form, max_bytes: in
     return Dataset(train, train_labels, test, test_labels)
 
 
-def _images(images: np.ndarray, name: str) -> np.ndarray:
+def _white_at_255(images: Any) -> Any:
+    if isinstance(images, MappedImages):
+        return images.white_at_255()
+    return images * np.uint8(255)
+
+
+def _images(images: Any, name: str) -> Any:
     """Images as bytes or float32, [images, height, width] or with channels at the end; nothing is guessed silently."""
     if images.ndim == 2 and images.shape[1] == math.isqrt(images.shape[1]) ** 2 > 1:
         side = math.isqrt(images.shape[1])
         say(f"{name}: rows of {images.shape[1]} values are taken as images of {side} x {side}")
-        images = images.reshape(-1, side, side)
-    if images.ndim not in (3, 4) or not images.size:
+        images = _reshaped(images, side, side)
+    if images.ndim not in (3, 4) or not math.prod(images.shape):
         raise DataError(
             f"{name}: has shape {list(images.shape)}; expected [images, height, width] or [images, height, width,"
             " channels], each at least 1"
@@ -184,9 +202,17 @@ def _images(images: np.ndarray, name: str) -> np.ndarray:
         return images.astype(np.uint8)
     if images.dtype.kind != "f":
         raise DataError(f"{name}: has type {images.dtype}; expected integers from 0 to 255, or floats in [0, 1]")
-    low, high = images.min(), images.max()
+    ranges = [(piece.min(), piece.max()) for piece in pieces(images)]
+    low, high = np.min([low for low, _ in ranges]), np.max([high for _, high in ranges])
     if np.isnan(low):
         raise DataError(f"{name}: holds NaN (not a number); expected floats in [0, 1]")
+    if isinstance(images, MappedImages) and (low < 0 or high > 1):
+        raise DataError(
+            f"{name}: holds floats from {low:.9g} to {high:.9g}, and stays in its file; expected floats in [0, 1], or"
+            " uint8 from 0 to 255; write it again"
+        )
+    if isinstance(images, MappedImages):
+        return images
     if low < -FLOAT_NOISE or high > 1 + FLOAT_NOISE:
         if low >= 0 and 1 < high <= 255 and all((image == np.rint(image)).all() for image in images):
             return images.astype(np.uint8)
@@ -196,13 +222,18 @@ def _images(images: np.ndarray, name: str) -> np.ndarray:
     return np.clip(images.astype(np.float32), 0, 1) if low < 0 or high > 1 else images.astype(np.float32, copy=False)
 
 
-def _channels_last(images: np.ndarray, name: str) -> np.ndarray:
+def _reshaped(images: Any, height: int, width: int) -> Any:
+    """Images of the same values as [images, height, width]."""
+    return images.of_shape(height, width) if isinstance(images, MappedImages) else images.reshape(-1, height, width)
+
+
+def _channels_last(images: Any, name: str) -> Any:
     """Images with four dimensions: drops a channel axis of length 1, and refuses channels that seem to come first."""
-    _, first, _, last = images.shape
+    _, first, second, last = images.shape
     if last == 1:
-        return images[..., 0]
+        return _reshaped(images, first, second)
     if first == 1 and last > MOST_CHANNELS:
-        return images[:, 0]
+        return _reshaped(images, second, last)
     if first <= MOST_CHANNELS < last:
         raise DataError(
             f"{name}: has shape {list(images.shape)}, which looks like channels first; expected [images, height, width,"

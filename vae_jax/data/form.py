@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from vae_jax.data.bounded import require_size
+from vae_jax.data.mapped import MappedImages
 from vae_jax.system.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Form(NamedTuple):
             image = image.convert("L")
         return image if self.size is None else _resized(image, self.size)
 
-    def arrays(self, images: np.ndarray, name: str, max_bytes: int) -> np.ndarray:
+    def arrays(self, images: np.ndarray | MappedImages, name: str, max_bytes: int) -> Any:
         """Images in the form.
 
         Args:
@@ -50,6 +51,13 @@ class Form(NamedTuple):
         Raises:
           DataError: Grey is asked for but the channels are not red, green and blue; or the result is too large.
         """
+        if isinstance(images, MappedImages):
+            if (self.grey and images.ndim == 4) or (self.size is not None and images.shape[1:3] != self.size):
+                raise DataError(
+                    f"{name}: stays in its file, where --image-size and --grey cannot change it; write it as it should"
+                    " be, or use --stream never"
+                )
+            return images
         if self.grey and images.ndim == 4:
             images = _grey(images, name)
         if self.size is None or images.shape[1:3] == self.size:

@@ -4,9 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from vae_jax.config import Stream
 from vae_jax.data import idx, image_folder, mnist_family, npz, tfds
 from vae_jax.data.cache import File, cached_for_user
 from vae_jax.data.form import Form
@@ -19,10 +19,10 @@ EXPECTED = (
     " .npy, .mat, .csv, .csv.gz, .parquet)"
 )
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # NumPy arrays; images may be MappedImages
 
 
-def read(spec: str, data_dir: Path | None, form: Form, max_bytes: int) -> tuple[Arrays, str]:
+def read(spec: str, data_dir: Path | None, form: Form, max_bytes: int, stream: Stream = "never") -> tuple[Arrays, str]:
     """Reads a source.
 
     Args:
@@ -30,6 +30,7 @@ def read(spec: str, data_dir: Path | None, form: Form, max_bytes: int) -> tuple[
       data_dir: TFDS's folder.
       form: What encoded images are brought into; other images are left as they are.
       max_bytes: The most bytes that all arrays together may take in memory.
+      stream: Whether images may stay in their file: those that are too large for memory (auto), or all (always).
 
     Returns:
       `train_images`, and perhaps `train_labels`, `test_images` and `test_labels`; and the source's name in messages.
@@ -46,7 +47,7 @@ def read(spec: str, data_dir: Path | None, form: Form, max_bytes: int) -> tuple[
     if spec and path.is_dir():
         return _read_folder(path, form, max_bytes), spec
     if path.is_file():
-        return _read_file(path, form, max_bytes), spec
+        return _read_file(path, form, max_bytes, stream), spec
     name = spec.lower().replace("-", "_").removesuffix(".npz")
     known = "mnist" if name == "mnist" else f"tfds:{name}" if name.split("/")[0] in mnist_family.SETS else None
     raise DataError(
@@ -54,7 +55,7 @@ def read(spec: str, data_dir: Path | None, form: Form, max_bytes: int) -> tuple[
     )
 
 
-def _read_file(path: Path, form: Form, max_bytes: int) -> Arrays:
+def _read_file(path: Path, form: Form, max_bytes: int, stream: Stream) -> Arrays:
     name = path.name.lower()
     if name.endswith(TABLES):
         return _read_tables(path, {"train": path}, max_bytes)
@@ -64,6 +65,9 @@ def _read_file(path: Path, form: Form, max_bytes: int) -> Arrays:
         return _read_parquet(path, {"train": [path]}, form, max_bytes)
     if path.suffix.lower() in image_folder.SUFFIXES:
         raise DataError(f"--data {path}: is one image; expected a folder of images, at least 2; name the folder")
+    # An uncompressed file is as large as its arrays.
+    if stream == "always" or (stream == "auto" and path.stat().st_size > max_bytes):
+        return npz.map_images(path, max_bytes) or npz.load(path, max_bytes)
     return npz.load(path, max_bytes)
 
 
