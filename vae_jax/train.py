@@ -73,15 +73,16 @@ def fit(
         if model is None:
             require_memory(config, pixels)
         init = read_init(config, pixels, model) if workdir.begins_anew else None
-    processes.require_same(dataset.checksum(), "images")
+    checksum = dataset.checksum()
+    processes.require_same(checksum, "images")
 
     with processes.enter(workdir.lock()), processes.watch(), fixed_settings(config.matmul_precision):
         workdir.sweep()
-        checkpoints = Checkpoints(config, workdir, dataset)
+        checkpoints = Checkpoints(config, workdir, dataset, checksum)
         progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
         processes.require_same(progress.checksum(), "parameters")
         progress.spread(mesh)
-        logs = Logs(config, workdir, dataset, str(mesh), progress.history)
+        logs = Logs(config, workdir, dataset, checksum, str(mesh), progress.history)
         feed = Feed(config, dataset, progress.state, mesh)
         say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {mesh}")
         say(describe_losses(feed.pixels))

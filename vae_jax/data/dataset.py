@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
+from tqdm import tqdm
 
 from vae_jax.config import Binarize, DataOptions, Stream
 from vae_jax.data import source
@@ -50,10 +51,15 @@ class Dataset(NamedTuple):
     def checksum(self) -> int:
         """CRC-32 of the images of both parts, their types and their shapes: the identity of the set."""
         checksum = 0
-        for images in (self.train_images, self.test_images):
-            checksum = zlib.crc32(f"{images.dtype} {images.shape}".encode(), checksum)
-            for piece in pieces(images):
-                checksum = zlib.crc32(np.ascontiguousarray(piece).data, checksum)
+        parts = (self.train_images, self.test_images)
+        # Only a set that is read from its file takes long.
+        hidden = None if any(isinstance(images, MappedImages) for images in parts) else True
+        with tqdm(total=sum(map(len, parts)), unit=" images", desc="checksum", leave=False, disable=hidden) as bar:
+            for images in parts:
+                checksum = zlib.crc32(f"{images.dtype} {images.shape}".encode(), checksum)
+                for piece in pieces(images):
+                    checksum = zlib.crc32(np.ascontiguousarray(piece).data, checksum)
+                    bar.update(len(piece))
         return checksum
 
     def pixels(self, rule: Binarize) -> Pixels:
@@ -266,7 +272,6 @@ def _test_share(count: int) -> np.ndarray:
 
     It is drawn from raw PCG64 output, which is the same in every version of NumPy; a permutation need not be.
     """
-    order = np.argsort(np.random.PCG64(0).random_raw(count), kind="stable")
-    is_test = np.zeros(count, bool)
-    is_test[order[: max(1, count // TEST_SHARE)]] = True
-    return is_test
+    draws = np.random.PCG64(0).random_raw(count)
+    last = max(1, count // TEST_SHARE) - 1
+    return draws <= np.partition(draws, last)[last]
