@@ -7,12 +7,15 @@ import numpy as np
 
 # Bytes that are read at once where a whole set is passed through.
 PIECE = 64 << 20
+# Images that are read through one map; the system maps up to 64 kilobytes around each.
+MAPPED = 2048
 
 
 class MappedImages:
     """Images in an uncompressed NumPy file; indexing reads.
 
-    Not a memory map: the pages of a map count as memory of the process for as long as it stands.
+    The file is mapped into memory anew for every few images: what a map has read counts as memory of the process for as
+    long as the map stands.
 
     Args:
       path: The file.
@@ -62,34 +65,20 @@ class MappedImages:
         """Reads images.
 
         Raises:
-          OSError: The file cannot be read, or is shorter than it was.
+          OSError: The file cannot be read.
         """
         if isinstance(chosen, slice):
             chosen = np.arange(len(self))[chosen] if self._rows is None else self._rows[chosen]
         else:
             chosen = chosen if self._rows is None else self._rows[chosen]
         images = np.empty((len(chosen), *self.shape[1:]), self.dtype)
-        memory = images.reshape(-1).view(np.uint8).data
-        size = images[:1].nbytes
-        # In the order of the file, and neighbours at once.
-        order = np.argsort(chosen, kind="stable")
-        places = chosen[order]
-        with self._path.open("rb", buffering=0) as file:
-            if len(order) and (np.diff(order) == 1).all() and (np.diff(places) == 1).all():
-                self._read(file, int(places[0]) * size, memory)
-            else:
-                for place, row in zip(places.tolist(), order.tolist(), strict=True):
-                    self._read(file, place * size, memory[row * size : (row + 1) * size])
+        rows = images.reshape(len(chosen), -1)  # NumPy copies whole rows faster than images
+        order = np.argsort(chosen, kind="stable")  # as they lie in the file
+        for start in range(0, len(order), MAPPED):
+            places = order[start : start + MAPPED]
+            mapped = np.memmap(self._path, self.dtype, "r", self._offset, (self._file_shape[0], rows.shape[1]))
+            rows[places] = np.take(mapped, chosen[places], axis=0)
         return images * np.uint8(self._white) if self._white != 1 else images
-
-    def _read(self, file, start: int, memory: memoryview) -> None:
-        file.seek(self._offset + start)
-        done = 0
-        while done < len(memory):
-            count = file.readinto(memory[done:])
-            if not count:
-                raise OSError(None, "is shorter than it was when the command started", str(self._path))
-            done += count
 
 
 def pieces(images: np.ndarray | MappedImages) -> Iterator[np.ndarray]:
