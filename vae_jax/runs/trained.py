@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from vae_jax.config import FLOAT32_MAX, GIVEN, Binarize, ModelOptions, Which
+from vae_jax.config import FLOAT32_MAX, GIVEN, Binarize, ModelOptions, Precision, Which
 from vae_jax.data.dataset import Dataset, load
 from vae_jax.runs.metrics import how_far
 from vae_jax.runs.workdir import CONFIG, MODEL
@@ -139,6 +139,7 @@ def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Bi
         config.max_data_gb or options.get("max_data_gb"),
         config.image_size or options.get("image_size"),
         config.grey or options.get("grey", False),
+        stream="auto",
     )
     if math.prod(dataset.image_shape) != trained.pixels:
         raise InputError(
@@ -182,6 +183,7 @@ def _read_options(file: Path) -> dict[str, Any]:
         ),
         "grey": lambda value: isinstance(value, bool),
         "binarize": lambda value: value in get_args(Binarize),
+        "matmul_precision": lambda value: value in get_args(Precision),
         "seed": lambda value: isinstance(value, int) and 0 <= value < 2**32,
         "beta": lambda value: isinstance(value, int | float),
         "image_shape": lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value),
