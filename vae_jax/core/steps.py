@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
 from vae_jax.config import INT32_MAX, TrainConfig
 from vae_jax.core.binarize import draw
@@ -112,10 +112,14 @@ def shuffled_batches(
     key: Key[Array, ""], epoch: Int[Array, ""] | int, images: int, batch_size: int
 ) -> Int[Array, "steps batch"]:
     """The batches of an epoch: every image number from 0 to `images` - 1 once, in an order drawn from `key`."""
-    epoch_key = jax.random.fold_in(jax.random.fold_in(key, SHUFFLE), epoch)
     # Sorting once is enough: two images in 60,000 share their 32 bits less than once an epoch.
-    order = jnp.argsort(jax.random.bits(epoch_key, (images,)))
-    return split_batches(order, batch_size)
+    return split_batches(jnp.argsort(shuffle_bits(key, epoch, images)), batch_size)
+
+
+@partial(jax.jit, static_argnames="images")
+def shuffle_bits(key: Key[Array, ""], epoch: Int[Array, ""] | int, images: int) -> UInt32[Array, " images"]:
+    """The random numbers whose order is that of the images of an epoch."""
+    return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, SHUFFLE), epoch), (images,))
 
 
 def draw_eps(
