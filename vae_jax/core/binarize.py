@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt8, UInt32
 
 from vae_jax.config import Binarize
 
@@ -108,7 +108,7 @@ def _start(key: Key[Array, ""]) -> UInt32[Array, " 4"]:
     return jax.random.bits(key, (4,), jnp.uint32)
 
 
-def _threefry(key: Key[Array, ""], high: Int[Array, "..."], low: Int[Array, "..."]) -> tuple[Array, Array]:
+def _threefry(key: Key[Array, ""], high: Integer[Array, "..."], low: Integer[Array, "..."]) -> tuple[Array, Array]:
     """The two words of each Threefry block whose number is high * 2^32 + low."""
     start = _start(key)
     lows = start[2] + low.astype(jnp.uint32)

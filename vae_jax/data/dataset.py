@@ -144,7 +144,7 @@ def _max_bytes(max_gb: float | None) -> int:
     return int(min(max_gb * 1e9, sys.maxsize)) if max_gb else memory() // 2
 
 
-def _dataset(arrays: dict[str, np.ndarray], name: str, form: Form, max_bytes: int) -> Dataset:
+def _dataset(arrays: dict[str, Any], name: str, form: Form, max_bytes: int) -> Dataset:
     """Checks the arrays of a source and brings them into the form that `Dataset` promises."""
 
     def part(split: str) -> tuple[Any, np.ndarray | None]:
