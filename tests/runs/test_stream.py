@@ -9,6 +9,8 @@ from vae_jax.evaluate import EvaluateConfig, evaluate
 from vae_jax.runs import feed
 from vae_jax.runs.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture
 def file(few_images, tmp_path):
@@ -23,7 +25,7 @@ def losses(config):
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "static", "threshold"])
 @pytest.mark.parametrize("shards", [1, 4])
-def test_streamed_and_in_memory_are_the_same(binarize, shards, file, tmp_path, options, quick, monkeypatch):
+def test_streamed_and_in_memory_are_the_same(binarize, shards, file, tmp_path, options, monkeypatch):
     common = {"data": file, "binarize": binarize, "shards": shards, "checkpoint_every": 60.0, "batch_size": 64}
     here, there = options(tmp_path / "here", **common), options(tmp_path / "there", stream="always", **common)
     fit(here)
@@ -33,7 +35,7 @@ def test_streamed_and_in_memory_are_the_same(binarize, shards, file, tmp_path, o
     assert losses(there) == losses(here)
 
 
-def test_a_run_goes_on_streamed(file, tmp_path, options, quick, monkeypatch):
+def test_a_run_goes_on_streamed(file, tmp_path, options, monkeypatch):
     whole, cut = options(tmp_path / "whole", data=file), options(tmp_path / "cut", data=file)
     fit(whole)
     save = Checkpoints.save
@@ -51,7 +53,7 @@ def test_a_run_goes_on_streamed(file, tmp_path, options, quick, monkeypatch):
     assert cut.export.read_bytes() == whole.export.read_bytes()
 
 
-def test_evaluate_takes_images_piece_by_piece(file, tmp_path, options, quick, monkeypatch):
+def test_evaluate_takes_images_piece_by_piece(file, tmp_path, options, monkeypatch):
     config = options(tmp_path, data=file, binarize="static", checkpoint_every=60.0)
     fit(config)
     whole = evaluate(EvaluateConfig(config.workdir, importance_samples=5, batch_size=30))
