@@ -20,7 +20,7 @@ from vae_jax.data.bounded import require_size
 from vae_jax.system.errors import DataError, reason
 
 # Bytes of text that are parsed at once; no row may be longer.
-BLOCK = 1 << 23
+BLOCK = 1 << 22
 LABELS = ("label", "labels", "class")
 
 # Ctrl-C is for `vae_jax.system.signals`.
