@@ -96,12 +96,12 @@ def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Bi
     options = trained.options
     data = options.get("data", "mnist") if config.data is None else config.data
     data_dir = config.data_dir or (Path(options["data_dir"]) if options.get("data_dir") else None)
-    image_size = config.image_size or options.get("image_size")
+    size = config.image_size or options.get("image_size")
     dataset = load(
         data,
         data_dir,
         config.max_data_gb or options.get("max_data_gb"),
-        tuple(image_size) if image_size else None,
+        (size[0], size[1]) if size else None,
         config.grey or options.get("grey", False),
     )
     if math.prod(dataset.image_shape) != trained.pixels:
