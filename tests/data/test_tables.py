@@ -150,6 +150,15 @@ def test_mat_files(tmp_path, variables, labels):
     assert together(load(mat(tmp_path / "set.mat", **variables))) == expected(labels)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint16", "int64", "float32", "float64"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_every_class_of_numbers(tmp_path, dtype, compressed):
+    images = (TRAIN > 30 if dtype == "bool" else TRAIN).astype(dtype)
+    scipy.io.savemat(tmp_path / "set.mat", {"n": [1], "X": images, "y": COLUMN}, do_compression=compressed)
+    np.savez(tmp_path / "set.npz", train_images=images, train_labels=LABELS)
+    assert together(load(tmp_path / "set.mat")) == together(load(tmp_path / "set.npz"))
+
+
 def test_svhn(tmp_path):
     """Two files, images last, labels from 1 to 10, which stay as they are."""
     colour = np.repeat(LAST[:, :, None, :], 3, axis=2)
@@ -316,12 +325,11 @@ def bomb_parquet(path: Path) -> Path:
     )
 
 
-# SciPy unpacks 128 KB of a .mat file at once.
-BOMBS = [(bomb_csv, 5e7, 2e7), (bomb_mat, 5e7, 1.4e8), (bomb_parquet, 8e6, 2e7)]
+BOMBS = [(bomb_csv, 5e7), (bomb_mat, 5e7), (bomb_parquet, 8e6)]
 
 
-@pytest.mark.parametrize(("bomb", "size", "most"), BOMBS)
-def test_bombs_take_no_memory(tmp_path, bomb, size, most):
+@pytest.mark.parametrize(("bomb", "size"), BOMBS)
+def test_bombs_take_no_memory(tmp_path, bomb, size):
     """Files of a few kilobytes that unpack to megabytes, a limit of 1 MB: refused without ever holding them."""
     path = bomb(tmp_path)
     assert path.stat().st_size < size / 100
@@ -332,8 +340,8 @@ def test_bombs_take_no_memory(tmp_path, bomb, size, most):
         load(path, max_gb=0.001)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < most
-    assert pa.default_memory_pool().max_memory() <= max(before, 2e7)
+    assert peak < 2e7
+    assert pa.default_memory_pool().max_memory() <= max(before, 3e7)
 
 
 FOLDERS = {
