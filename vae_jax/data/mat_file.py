@@ -147,7 +147,7 @@ def _matrix(file: io.BufferedIOBase, place: int, order: str) -> io.BufferedReade
 
 def _head(matrix: io.BufferedReader, place: int, order: str) -> Variable:
     flags, dims, name = (_short(matrix, order) for _ in range(3))
-    flag = int(_numbers(flags, order)[0])
+    flag, _ = _numbers(flags, order)
     kind = CLASSES[flag & 255] if flag & 255 < len(CLASSES) else ""
     shape = tuple(np.frombuffer(dims, f"{order}i4").tolist())
     if min(shape, default=-1) < 0:
