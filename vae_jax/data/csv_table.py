@@ -18,6 +18,7 @@ import pyarrow.csv as arrow
 from tqdm import tqdm
 
 from vae_jax.data.bounded import require_size
+from vae_jax.system.console import printable
 from vae_jax.system.errors import DataError, reason
 
 # Bytes of text that are parsed at once; no row may be longer.
@@ -118,7 +119,7 @@ def _named_layout(path: Path, names: list[str]) -> Layout:
     in_order = all(numbers) and numbers == sorted(numbers) and len(set(map(tuple, numbers))) == len(numbers)
     if len(labels) > 1 or not _is_square(len(pixels)) or not in_order:
         raise DataError(
-            f"{path}: has the columns {', '.join(names[:4])}, ... ({len(names)} in all); expected n x n columns of"
+            f"{path}: has the columns {printable(', '.join(names[:4])[:200])}, ... ({len(names)} in all); expected n x n columns of"
             f" pixels, numbered in their order (such as pixel0, pixel1, ...), and perhaps one of labels:"
             f" {' or '.join(LABELS)}"
         )

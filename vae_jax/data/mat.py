@@ -9,6 +9,7 @@ import numpy as np
 
 from vae_jax.data import mat_file
 from vae_jax.data.mat_file import Variable
+from vae_jax.system.console import printable
 from vae_jax.system.errors import DataError, reason
 
 # What the variables may be called, in any case; the first that is there counts.
@@ -90,7 +91,7 @@ def _choose(path: Path, variables: Sequence[Variable]) -> dict[str, Variable]:
     if "train_images" not in found or any(len(same) > 1 for same in found.values()):
         listed = ", ".join(f"{name} ({' x '.join(map(str, shape))} {kind})" for name, kind, shape, _ in variables)
         raise DataError(
-            f"{path}: holds {listed[:300] or 'no variables'}; expected images in train_images, x_train, images, data or"
+            f"{path}: holds {printable(listed[:300]) or 'no variables'}; expected images in train_images, x_train, images, data or"
             " X, one of each name, and perhaps labels in train_labels, y_train, labels or y"
         )
     return {part: same[0] for part, same in found.items()}
