@@ -308,7 +308,7 @@ def test_an_image_set_is_taken_as_given(weights, tmp_path, monkeypatch):
     given = {"data": "", "data_dir": Path("here"), "max_data_gb": 1.0, "image_size": (8, 9)}
     for options in ({}, given):
         generate(Reconstruct(tmp_path, tmp_path / "a.npz", **options))
-    assert asked == [("mnist", Path("sets"), 3.0, [28, 28], True), ("", Path("here"), 1.0, (8, 9), True)]
+    assert asked == [("mnist", Path("sets"), 3.0, (28, 28), True), ("", Path("here"), 1.0, (8, 9), True)]
 
 
 def test_a_run_needs_no_image_set_for_samples(weights, weights_2d, tmp_path):

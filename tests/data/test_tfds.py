@@ -72,6 +72,19 @@ class SmallDigits(tfds.core.GeneratorBasedBuilder):
             yield number, {"image": Image.fromarray(image), "label": int(labels[number])}
 
 
+class HalfLabelled(SmallDigits):
+    """The same, but the test images have no labels: TFDS writes -1."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _split_generators(self, _):
+        mnist = load("mnist")
+        return {
+            "train": self._generate_examples(mnist.train_images[:5], mnist.train_labels),
+            "test": self._generate_examples(mnist.test_images[:5], np.array([-1, 3, -1, 9, -1])),
+        }
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """A data_dir with a prepared and cached set of a few images."""
@@ -341,6 +354,21 @@ def test_a_set_that_tfds_prepares(prepared, small):
     assert_same_pairs(load("tfds:small_digits", prepared), small)
     assert_same_pairs(load("tfds:small_digits:7.0.0", prepared), small)
     assert tfds.builder("small_digits", data_dir=prepared).is_prepared()
+
+
+def test_missing_labels_stay_negative(tmp_path):
+    find_spec = importlib.util.find_spec
+    with mock.patch("importlib.util.find_spec", lambda name, *more: name == "tensorflow" or find_spec(name, *more)):
+        dataset = load("tfds:half_labelled", tmp_path)
+    assert dataset.test_labels is not None and sorted(dataset.test_labels.tolist()) == [-1, -1, -1, 3, 9]
+    assert dataset.train_labels is not None and dataset.train_labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("version", ["1.2.3", "7", "seven"])
+def test_a_version_that_is_not_there_is_told_from_those_that_are(prepared, version):
+    message = f"small_digits has no version {version}; TFDS has 7.0.0, and there is 7.0.0 in --data-dir; name one of"
+    with pytest.raises(DataError, match=message):
+        load(f"tfds:small_digits:{version}", prepared)
 
 
 def test_a_prepared_copy_is_used_as_it_is(prepared, small, tmp_path, capfd):

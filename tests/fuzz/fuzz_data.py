@@ -174,9 +174,10 @@ def write_mat(folder: Path, rng: np.random.Generator) -> Path:
     images = (rng.random((7, *rng.integers(2, 5, 2))) * rng.choice([1, 255])).astype(dtype)
     arrays = {"X": images if rng.random() < 0.5 else np.moveaxis(images, 0, -1), "y": rng.integers(1, 11, (7, 1))}
     file = io.BytesIO()
-    scipy.io.savemat(file, arrays, format=str(rng.choice(["4", "5", "5"])) if images.ndim == 2 else "5",
-                     do_compression=bool(rng.random() < 0.3))  # fmt: skip
-    (folder / "set.mat").write_bytes(damaged(file.getvalue(), rng))
+    scipy.io.savemat(file, arrays, do_compression=bool(rng.random() < 0.3))
+    content = file.getvalue()
+    sound = 128 if rng.random() < 0.7 else 0  # the header alone is easily refused
+    (folder / "set.mat").write_bytes(content[:sound] + damaged(content[sound:], rng))
     return folder / "set.mat"
 
 

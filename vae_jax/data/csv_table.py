@@ -8,6 +8,7 @@ import io
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,11 @@ import pyarrow.csv as arrow
 from tqdm import tqdm
 
 from vae_jax.data.bounded import require_size
+from vae_jax.system.console import printable
 from vae_jax.system.errors import DataError, reason
 
 # Bytes of text that are parsed at once; no row may be longer.
-BLOCK = 1 << 23
+BLOCK = 1 << 22
 LABELS = ("label", "labels", "class")
 
 # Ctrl-C is for `vae_jax.system.signals`.
@@ -117,7 +119,7 @@ def _named_layout(path: Path, names: list[str]) -> Layout:
     in_order = all(numbers) and numbers == sorted(numbers) and len(set(map(tuple, numbers))) == len(numbers)
     if len(labels) > 1 or not _is_square(len(pixels)) or not in_order:
         raise DataError(
-            f"{path}: has the columns {', '.join(names[:4])}, ... ({len(names)} in all); expected n x n columns of"
+            f"{path}: has the columns {printable(', '.join(names[:4])[:200])}, ... ({len(names)} in all); expected n x n columns of"
             f" pixels, numbered in their order (such as pixel0, pixel1, ...), and perhaps one of labels:"
             f" {' or '.join(LABELS)}"
         )
@@ -131,28 +133,24 @@ def _parse(path: Path, layout: Layout, kind: pa.DataType, max_bytes: int) -> tup
     dtype = np.dtype(kind.to_pandas_dtype())
     pixels = [number for number in range(layout.columns) if number != layout.label]
     blocks, labels, rows = [], [], 0
-    bar = tqdm(
-        total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, leave=False, disable=None
-    )
-    with bar, path.open("rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
-        reader = arrow.open_csv(
-            file,
-            arrow.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=BLOCK),
-            arrow.ParseOptions(),
-            arrow.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
-        )
-        for batch in reader:
-            rows += len(batch)
+    with _open(path) as file:
+        for number, text in enumerate(_whole_lines(file, path)):
+            # Arrow's own reader of blocks reads far ahead, however much that is.
+            lines = arrow.read_csv(
+                pa.BufferReader(text),
+                arrow.ReadOptions(column_names=names, skip_rows=int(layout.header and not number)),
+                arrow.ParseOptions(),
+                arrow.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
+            )
+            rows += len(lines)
             shape = (rows, len(pixels))
             require_size(str(path), shape, math.prod(shape) * dtype.itemsize, sys.maxsize, max_bytes)
-            block = np.empty((len(batch), len(pixels)), dtype)
-            for place, number in enumerate(pixels):
-                block[:, place] = batch.column(number)
+            block = np.empty((len(lines), len(pixels)), dtype)
+            for place, column in enumerate(pixels):
+                block[:, place] = lines.column(column)
             blocks.append(block)
             if layout.label is not None:
-                labels += batch.column(layout.label).to_pylist()
-            bar.update(raw.tell() - bar.n)
+                labels += lines.column(layout.label).to_pylist()
     require_size(str(path), (rows, len(pixels)), rows, sys.maxsize, max_bytes)
     images = np.empty((rows, len(pixels)), dtype)
     while blocks:  # each is let go as soon as it is copied
@@ -160,6 +158,23 @@ def _parse(path: Path, layout: Layout, kind: pa.DataType, max_bytes: int) -> tup
         images[rows - len(block) : rows] = block
         rows -= len(block)
     return images, _numbers(labels) if layout.label is not None else None
+
+
+def _whole_lines(file: io.BufferedIOBase | gzip.GzipFile, path: Path) -> Iterator[bytes]:
+    """The text of a file in blocks that end with a line, with a progress bar."""
+    rest = b""
+    with tqdm(desc=f"reading {path.name}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        while block := file.read(BLOCK):
+            bar.update(len(block))
+            text, newline, last = block.rpartition(b"\n")
+            if newline and (rest + text).strip():
+                yield rest + text + newline
+                rest = b""
+            rest += last
+            if len(rest) > BLOCK:
+                raise DataError(f"{path}: has a line of more than {BLOCK:,} bytes; expected an image in each line")
+    if rest.strip():
+        yield rest
 
 
 def _numbers(labels: list[str]) -> np.ndarray:

@@ -91,7 +91,8 @@ def load(folder: Path, files: Sequence[File], form: Form, max_bytes: int) -> dic
     Returns:
       `train_images` and, if there are test images or else validation images, `test_images`, in the order of their
       names below `folder`; [images, height, width] if all are grey, or [images, height, width, 3] if all are colour.
-      `train_labels` and `test_labels` if the classes have folders: the index in the sorted names of all classes.
+      `train_labels` and `test_labels` if the classes have folders: the index in the sorted names of the classes of
+      `train`. Test images of another class have no labels, nor have the other test images then.
 
     Raises:
       DataError: The folder is of another kind, or its images cannot be decoded into one array.
@@ -107,13 +108,13 @@ def load(folder: Path, files: Sequence[File], form: Form, max_bytes: int) -> dic
             yield Encoded(str(path), path)
 
     decoded = decode(images, len(numbers), f"--data {folder}", form, max_bytes)
-    classes = sorted({image.label for images in parts.values() for image in images if image.label is not None})
+    classes = sorted({image.label for image in parts["train"] if image.label is not None})
     label_of = {label: index for index, label in enumerate(classes)}
     arrays: dict[str, np.ndarray] = {}
     for part, of_part in parts.items():
         arrays[f"{part}_images"], decoded = decoded[: len(of_part)], decoded[len(of_part) :]
-        if of_part[0].label is not None:
-            labels = [label_of[image.label] for image in of_part if image.label is not None]
+        labels = [label_of[image.label] for image in of_part if image.label in label_of]
+        if len(labels) == len(of_part):
             arrays[f"{part}_labels"] = np.array(labels, np.min_scalar_type(len(classes)))
     return arrays
 
@@ -155,7 +156,7 @@ def arrange(folder: Path, names: Sequence[str]) -> dict[str, list[Image]]:
         say(f"--data {folder}: {by_split['validation'][0]} is not used; the test images are those in test")
     parts = {"train": by_split["train"][0]} | ({"test": by_split[test][0]} if test else {})
     return {
-        part: _classes(folder, _unwrap([(number, path[1:]) for number, path in paths if path[0] == name]))
+        part: _classes(folder, [(number, path[1:]) for number, path in paths if path[0] == name])
         for part, name in parts.items()
     }
 

@@ -1,12 +1,15 @@
-"""MATLAB's .mat files, up to version 7: sizes are checked before memory is allocated."""
+"""Image sets in MATLAB's .mat files: which variables they are, and how they lie."""
 
 import math
-import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vae_jax.data.bounded import MAX_DEFLATE_RATIO, require_size
+from vae_jax.data import mat_file
+from vae_jax.data.mat_file import Variable
+from vae_jax.system.console import printable
 from vae_jax.system.errors import DataError, reason
 
 # What the variables may be called, in any case; the first that is there counts.
@@ -16,18 +19,13 @@ NAMES = {
     "test_images": ("test_images", "x_test", "xtest"),
     "test_labels": ("test_labels", "y_test", "ytest"),
 }
-# MATLAB's numeric classes, with the bytes that a value takes in memory.
-ITEMSIZES = {
-    "double": 8, "single": 4, "logical": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4,
-    "int64": 8, "uint64": 8,
-}  # fmt: skip
 
 
 def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """Reads the arrays of an image set.
 
     Args:
-      path: A .mat file of version 4 to 7 with images in a variable `train_images`, `x_train`, `images`, `data` or `X`,
+      path: A .mat file of version 5 to 7 with images in a variable `train_images`, `x_train`, `images`, `data` or `X`,
         and perhaps labels in `train_labels`, `y_train`, `labels`, `label` or `y`; test images in `test_images` or
         `x_test`, and their labels. Upper and lower case are the same.
       max_bytes: The most bytes that all arrays together may take in memory.
@@ -47,41 +45,24 @@ def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
             " save(FILE, '-v7', ...), or write the arrays to an .npz file"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of variables named twice, and of what cannot be read
-            return _load(path, max_bytes)
+        return _load(path, max_bytes)
     except DataError:
         raise
-    except Exception as error:  # a damaged file can make SciPy fail in any way
-        if isinstance(error, OSError) and error.errno:
-            raise
+    except (EOFError, ValueError, zlib.error) as error:
         raise DataError(
-            f"{path}: is not a sound .mat file ({reason(error)}); expected MATLAB's version 4 to 7; write or get it"
+            f"{path}: is not a sound .mat file ({reason(error)}); expected MATLAB's version 5 to 7; write or get it"
             " again"
         ) from None
 
 
 def _load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
-    import scipy.io
-
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        variables = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(file)}
-    arrays = {}
-    for part, name in _names(path, variables).items():
-        shape, kind = variables[name]
-        what = f"{path}: {name}"
-        if kind not in ITEMSIZES:
-            raise DataError(f"{what} is of class {kind}; expected numbers ({', '.join(ITEMSIZES)})")
-        nbytes = math.prod(shape) * ITEMSIZES[kind]
-        # MATLAB writes whole numbers of any class as bytes, and may deflate them.
-        require_size(what, shape, nbytes, size * MAX_DEFLATE_RATIO * ITEMSIZES[kind], max_bytes)
-        with path.open("rb") as file:
-            array = scipy.io.loadmat(file, variable_names=[name])[name]
-        if not isinstance(array, np.ndarray) or array.nbytes > max_bytes:
-            raise DataError(f"{what} is not what its header declares; expected numbers of shape {list(shape)}")
-        arrays[part] = array
-        max_bytes -= array.nbytes
+    found = mat_file.variables(path)
+    arrays: dict[str, np.ndarray] = {}
+    for part, variable in _choose(path, found).items():
+        if variable.kind not in mat_file.NUMERIC:
+            raise DataError(f"{path}: {variable.name} is of class {variable.kind}; expected numbers")
+        arrays[part] = mat_file.read(path, variable, max_bytes)
+        max_bytes -= arrays[part].nbytes
     return {
         **arrays,
         **{
@@ -97,26 +78,23 @@ def _load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     }
 
 
-def _names(path: Path, variables: dict) -> dict[str, str]:
-    """The name in the file of each array that it has."""
-    by_name: dict[str, list[str]] = {}
+def _choose(path: Path, variables: Sequence[Variable]) -> dict[str, Variable]:
+    """The variable of each array that the file has."""
+    by_name: dict[str, list[Variable]] = {}
     for variable in variables:
-        by_name.setdefault(variable.lower(), []).append(variable)
-    twice = next((same for same in by_name.values() if len(same) > 1), None)
+        by_name.setdefault(variable.name.lower(), []).append(variable)
     found = {
-        part: by_name[names[0]][0]
+        part: by_name[names[0]]
         for part, accepted in NAMES.items()
         if (names := [name for name in accepted if name in by_name])
     }
-    if "train_images" not in found or (twice and set(twice) & set(found.values())):
-        listed = ", ".join(
-            f"{name} ({' x '.join(map(str, shape))} {kind})" for name, (shape, kind) in variables.items()
-        )
+    if "train_images" not in found or any(len(same) > 1 for same in found.values()):
+        listed = ", ".join(f"{name} ({' x '.join(map(str, shape))} {kind})" for name, kind, shape, _ in variables)
         raise DataError(
-            f"{path}: holds {listed[:300] or 'no variables'}; expected images in train_images, x_train, images, data or"
+            f"{path}: holds {printable(listed[:300]) or 'no variables'}; expected images in train_images, x_train, images, data or"
             " X, one of each name, and perhaps labels in train_labels, y_train, labels or y"
         )
-    return found
+    return {part: same[0] for part, same in found.items()}
 
 
 def _images_first(images: np.ndarray, labels: np.ndarray | None, name: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from vae_jax.data.decode import Encoded, decode
 from vae_jax.data.form import Form
 from vae_jax.data.image_folder import SPLITS
 from vae_jax.data.parquet_footer import column_sizes
-from vae_jax.system.console import say
+from vae_jax.system.console import printable, say
 from vae_jax.system.errors import DataError, reason
 
 SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?=[-._]|$)", re.IGNORECASE)
@@ -129,7 +129,7 @@ def _open(path: Path, max_bytes: int) -> Any:
         size = max(values, nbytes)  # a value takes at least a byte in memory, however few in the file
         if not 0 <= size <= max_bytes:
             raise DataError(
-                f"{path}: declares {size / 1e9:,.1f} GB for a part of {column}; expected at most"
+                f"{path}: declares {size / 1e9:,.1f} GB for a part of {printable(column[:100])}; expected at most"
                 f" {max_bytes / 1e9:,.1f} GB; if the file is sound, raise --max-data-gb"
             )
     return arrow.ParquetFile(path)
@@ -143,7 +143,7 @@ def _columns(path: Path, file: Any) -> Columns:
     if len(found) != 1 or len(set(schema.names)) < len(schema.names):
         listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise DataError(
-            f"{path}: has the columns {listed[:300]}; expected one of images: {', '.join(IMAGES)}, of encoded images or"
+            f"{path}: has the columns {printable(listed[:300])}; expected one of images: {', '.join(IMAGES)}, of encoded images or"
             " lists of numbers"
         )
     label = next(

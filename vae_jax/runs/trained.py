@@ -133,11 +133,12 @@ def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Bi
         raise InputError(f"{config.model}: the images of this run were given to fit; name them with --data")
     data = options.get("data", "mnist") if config.data is None else config.data
     data_dir = config.data_dir or (Path(options["data_dir"]) if options.get("data_dir") else None)
+    size = config.image_size or options.get("image_size")
     dataset = load(
         data,
         data_dir,
         config.max_data_gb or options.get("max_data_gb"),
-        config.image_size or options.get("image_size"),
+        (size[0], size[1]) if size else None,
         config.grey or options.get("grey", False),
         stream="auto",
     )
