@@ -76,7 +76,8 @@ def fit(
     with processes.enter(workdir.lock()), processes.watch(), fixed_settings(config.matmul_precision):
         workdir.sweep()
         checkpoints = Checkpoints(config, workdir, dataset)
-        progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
+        with processes.together():
+            progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
         processes.require_same(progress.checksum(), "parameters")
         progress.spread(mesh)
         logs = Logs(config, workdir, dataset, str(mesh), progress.history)
