@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import TYPE_CHECKING
 
 from vae_jax.config import GIVEN, TrainConfig
@@ -53,6 +54,9 @@ def fit(
         config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset, config.image_size, config.grey)
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
+    if config.shards > 1 or config.coordinator:
+        # jax reads it when it is imported: no messages of the service that connects processes; ours say what to do.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with signals.defer_signals():  # half an import would break the process for good
         from vae_jax.core.settings import fixed_settings
         from vae_jax.runs.checkpoint import Checkpoints

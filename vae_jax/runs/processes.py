@@ -61,7 +61,6 @@ def _connect(config: TrainConfig) -> None:
     given = (config.coordinator, config.processes, config.process)
     if config.shards == 1 and given == (None, None, None):
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the service's own messages; ours say what to do
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_check_proxy_envs", False)  # ours names them
