@@ -203,7 +203,7 @@ OTHER_FOLDER = (
         ({"shards": 1}, OTHER_SHARDS),
         ({"workdir": "other"}, OTHER_FOLDER),
         ({"data": "mnist"}, "process 1 has other images than process 0; give all processes the same"),
-        ({"data": "missing.npz"}, "process 1: missing.npz"),
+        ({"data": "missing.npz"}, "process 1: --data missing.npz: no such file or folder"),
     ],
 )
 def test_processes_that_do_not_go_together(changes, line, tmp_path, options):
