@@ -72,7 +72,9 @@ def test_what_a_run_leaves_behind(command):
         "beta": 1.0, "seed": 0, "workdir": "run", "export": "out/vae.pth", "pictures_every": 0, "tensorboard": False,
         "overwrite": False, "data_dir": None, "binarize": "none", "max_data_gb": None,
         "checkpoint_every": 60.0, "matmul_precision": "highest", "init": None,
-        "learning_rate_schedule": "constant", "patience": 0, "keep": "last",
+        "learning_rate_schedule": "constant", "patience": 0, "keep": "last", "shards": 1, "devices": None,
+        "coordinator": None, "processes": None, "process": None, "initialization_timeout": 60, "heartbeat": 30.0,
+        "image_size": None, "grey": False, "stream": "auto",
         "image_shape": [28, 28], "pixels": "grey",
     }  # fmt: skip
     metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]

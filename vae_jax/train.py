@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import TYPE_CHECKING
 
 from vae_jax.config import GIVEN, TrainConfig
@@ -53,6 +54,9 @@ def fit(
         config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset, config.image_size, config.grey)
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
+    if config.shards > 1 or config.coordinator:
+        # jax reads it when it is imported: no messages of the service that connects processes; ours say what to do.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with signals.defer_signals():  # half an import would break the process for good
         from vae_jax.core.settings import fixed_settings
         from vae_jax.runs.checkpoint import Checkpoints
@@ -73,13 +77,14 @@ def fit(
         if model is None:
             require_memory(config, pixels)
         init = read_init(config, pixels, model) if workdir.begins_anew else None
-    checksum = dataset.checksum()
+        checksum = dataset.checksum()
     processes.require_same(checksum, "images")
 
     with processes.enter(workdir.lock()), processes.watch(), fixed_settings(config.matmul_precision):
         workdir.sweep()
         checkpoints = Checkpoints(config, workdir, dataset, checksum)
-        progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
+        with processes.together():
+            progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
         processes.require_same(progress.checksum(), "parameters")
         progress.spread(mesh)
         logs = Logs(config, workdir, dataset, checksum, str(mesh), progress.history)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 CHANGES = {
     "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
     "binarize": "threshold", "matmul_precision": "high", "init": Path("other.pth"),
-    "learning_rate_schedule": "cosine",
+    "learning_rate_schedule": "cosine", "shards": 2,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ the sums, add them alike, and take the same optimizer step: the state is always 
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -78,6 +79,14 @@ def _sum_in_pairs(trees: list[T]) -> T:
     return trees[0]
 
 
+def fix_threads(shards: int) -> None:
+    """Lets a CPU use the same number of threads everywhere; works only before JAX looks for its devices."""
+    if shards > 1:
+        # XLA's thread pool has as many threads as this says, at least one for each device; by default as many as there
+        # are cores. How a matrix product is cut among them changes its last bits.
+        os.environ["NPROC"] = str(shards)
+
+
 class Mesh:
     """The devices, of all processes, that share the shards of a batch.
 
@@ -90,12 +99,8 @@ class Mesh:
     """
 
     def __init__(self, shards: int = 1, devices: int | Literal["all"] | None = None):
-        if shards > 1:
-            # XLA's thread pool on a CPU has as many threads as this says, at least one for each device; by default as
-            # many as there are cores. How a matrix product is cut among them changes its last bits.
-            os.environ["NPROC"] = str(shards)
         self.processes, self.process = jax.process_count(), jax.process_index()
-        each = len(jax.local_devices())
+        each = min(Counter(device.process_index for device in jax.devices()).values())
         if devices is None:
             fitting = (n for n in range(each, 0, -1) if shards % (n * self.processes) == 0)
             each_used = 1 if shards == 1 and self.processes == 1 else next(fitting, 0)
@@ -117,7 +122,7 @@ class Mesh:
             for device in [device for device in jax.devices() if device.process_index == process][:each_used]
         ]
         self._mesh = jax.sharding.Mesh(np.array(chosen), (AXIS,)) if used > 1 else None
-        self.idle = each - each_used
+        self.idle = len(jax.local_devices()) - each_used
 
     def __str__(self) -> str:
         kind = jax.devices()[0].device_kind

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -20,14 +21,15 @@ import jax
 import numpy as np
 
 from vae_jax.config import TrainConfig, option_name
-from vae_jax.core.mesh import Mesh
+from vae_jax.core.mesh import Mesh, fix_threads
 from vae_jax.core.settings import require_device
+from vae_jax.runs.workdir import PROCESS
 from vae_jax.system.console import mute, quiet, warn
-from vae_jax.system.errors import InputError, reason
-from vae_jax.system.signals import StopRequest
+from vae_jax.system.errors import InputError, NonFiniteLossError, reason
+from vae_jax.system.signals import Interrupted, StopRequest
 
-# Bytes of a text that processes exchange.
-TEXT = 4096
+# Bytes of a text that processes exchange; the longest options are two paths.
+TEXT = 2**16
 # How often a process shows that it is there, in shares of the silence that counts as its end.
 BEATS = 8
 # Which of the options may differ between processes: each has its own number, and may find the images elsewhere.
@@ -44,18 +46,21 @@ def join(config: TrainConfig) -> Processes:
       InputError: The others do not come within `--initialization-timeout`, they have other options, or the devices
         cannot share the shards.
     """
+    fix_threads(config.shards)
     _connect(config)
     require_device()
-    processes = Processes(config, Mesh(config.shards, config.devices))
+    # Over one device of each process, whatever the options, which may differ still.
+    processes = Processes(config, Mesh(jax.process_count(), jax.process_count()))
     processes.require_same_options()
-    return processes
+    with processes.together():
+        mesh = Mesh(config.shards, config.devices)
+    return Processes(config, mesh)
 
 
 def _connect(config: TrainConfig) -> None:
     given = (config.coordinator, config.processes, config.process)
     if config.shards == 1 and given == (None, None, None):
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the service's own messages; ours say what to do
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_check_proxy_envs", False)  # ours names them
@@ -74,17 +79,18 @@ def _connect(config: TrainConfig) -> None:
     thread = threading.Thread(target=initialize, daemon=True)
     thread.start()
     thread.join(config.initialization_timeout)
+    where = f"--coordinator {config.coordinator}" if config.coordinator else "the processes of this cluster"
     if thread.is_alive():
         proxies = [name for name in os.environ if name.lower().endswith("_proxy") and name.lower() != "no_proxy"]
         hint = f"; unset {', '.join(proxies)}, which may lead elsewhere" if proxies else ""
-        what = f"--processes {config.processes}" if config.process == 0 else f"--coordinator {config.coordinator}"
+        what = f"--processes {config.processes}" if config.process == 0 else where
         raise InputError(
             f"{what}: not all processes have come within {config.initialization_timeout} seconds"
             f" (--initialization-timeout); start as many as --processes says, with numbers from 0, and check that the"
             f" address is that of process 0{hint}"
         )
-    if problem and given != (None, None, None):
-        raise InputError(f"--coordinator {config.coordinator}: cannot connect ({reason(problem[0])})")
+    if problem and (given != (None, None, None) or isinstance(problem[0], jax.errors.JaxRuntimeError)):
+        raise InputError(f"{where}: cannot connect ({reason(problem[0])})")
     # Otherwise there is no cluster: this process is alone.
 
 
@@ -111,12 +117,12 @@ class Processes:
         """Within the block, what one process refuses, all refuse.
 
         Raises:
-          InputError: In every process, if it was raised in one.
+          InputError: In every process, if one has raised it, or an OSError.
         """
         problem = ""
         try:
             yield
-        except InputError as error:
+        except (InputError, OSError) as error:
             if self.count == 1:
                 raise
             problem = str(error)
@@ -197,30 +203,31 @@ class Processes:
         if self.count == 1:
             yield
             return
-        watch = _Watch(self._config, self.count, self.number, self._largest(int(time.time()) if self.is_first else 0))
-        with self.together():
-            watch.beat()
-            self._largest(0)  # all have written
-            watch.require_all()
-        if jax.distributed.is_initialized():
-            jax.distributed.shutdown()  # the devices are connected
-        thread = threading.Thread(target=watch.run, daemon=True)
-        thread.start()
+        token = self._largest(secrets.randbits(31) if self.is_first else 0)
+        watch = _Watch(self._config, self.count, self.number, token)
         try:
+            with contextlib.suppress(OSError):
+                watch.beat()
+            self._largest(0)  # all have written
+            with self.together():
+                watch.require_all()
+            if jax.distributed.is_initialized():
+                jax.distributed.shutdown()  # the devices are connected
+            threading.Thread(target=watch.run, daemon=True).start()
             with contextlib.nullcontext() if self.is_first else quiet():
                 yield
-            watch.end(well=True)
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
-            if isinstance(error, InputError):
-                watch.end(well=True)
-                raise
-            # The exchange has failed: the watch will tell which process is gone.
+        except (InputError, NonFiniteLossError, Interrupted):
+            watch.end(well=True)  # all processes raise it, and each may finish what it is writing
+            raise
+        except (jax.errors.JaxRuntimeError, ConnectionError, ValueError) as error:
+            # An exchange has failed: the watch will tell which process is gone.
             time.sleep(2 * self._config.heartbeat)
             watch.end(well=False)
-            raise
+            raise ConnectionError(f"the exchange with the other processes has failed ({reason(error)})") from error
         except BaseException:
             watch.end(well=False)
             raise
+        watch.end(well=True)
 
 
 class _Watch:
@@ -228,48 +235,55 @@ class _Watch:
 
     def __init__(self, config: TrainConfig, count: int, number: int, token: int):
         self._config = config
-        self._files = [config.workdir / f".process-{other}" for other in range(count)]
+        self._files = [config.workdir / f"{PROCESS}{other}" for other in range(count)]
         self._number = number
         self._token = token
         self._beats = 0
-        self._ended = threading.Lock()
+        self._pause = min(1.0, config.heartbeat / BEATS)
+        self._busy = threading.Lock()
 
     def beat(self, word: str = "alive") -> None:
         """Shows the others that this process lives; or, with another word, that it does not."""
         self._beats += 1
-        self._files[self._number].write_text(f"{self._token} {self._beats} {word}")
+        # In place and always of one length: it works on a full disk, and nobody reads half of it.
+        file = os.open(self._files[self._number], os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.write(file, f"{self._token:10} {self._beats:10} {word:5}".encode())
+        finally:
+            os.close(file)
 
     def require_all(self) -> None:
         missing = [number for number in range(len(self._files)) if not self._read(number)]
         if missing:
             raise InputError(
                 f"--workdir {self._config.workdir}: the file of process {missing[0]} is not there; name a folder that"
-                " all processes share"
+                " all processes share and can write to"
             )
 
     def _read(self, number: int) -> list[str]:
         """The words in the file of a process of this run; none if it is not there."""
         with contextlib.suppress(OSError):
-            words = self._files[number].read_text().split(" ")
-            if words[0] == str(self._token):
+            words = self._files[number].read_text().split()
+            if words[:1] == [str(self._token)]:
                 return words[1:]
         return []
 
     def run(self) -> None:
         """Watches the others until this process ends."""
-        seen: dict[int, tuple[list[str], float]] = {}
+        seen: dict[int, tuple[list[str], int]] = {}
         while True:
-            with self._ended, contextlib.suppress(OSError):
-                self.beat()
-            now = time.monotonic()
-            for number in range(len(self._files)):
-                words = self._read(number)
-                if number not in seen or seen[number][0] != words:
-                    seen[number] = (words, now)
-                silent = now - seen[number][1] > self._config.heartbeat
-                if words and number != self._number and (silent or words[1] == "gone"):
-                    self._give_up(number)
-            time.sleep(min(1.0, self._config.heartbeat / BEATS))
+            with self._busy:
+                with contextlib.suppress(OSError):
+                    self.beat()
+                for number in range(len(self._files)):
+                    words = self._read(number)
+                    if number not in seen or seen[number][0] != words:
+                        seen[number] = (words, self._beats)
+                    # In beats of our own: when all were stopped for a while, nobody is gone.
+                    silence = (self._beats - seen[number][1]) * self._pause
+                    if words and number != self._number and (silence > self._config.heartbeat or words[1] == "gone"):
+                        self._give_up(number)
+            time.sleep(self._pause)
 
     def _give_up(self, number: int) -> NoReturn:
         warn(
@@ -279,7 +293,7 @@ class _Watch:
 
     def end(self, well: bool) -> None:
         """Tells the others that this process ends, and whether they can go on without it."""
-        self._ended.acquire()  # for good: no beat may follow
+        self._busy.acquire()  # for good: nobody beats or gives up any more
         with contextlib.suppress(OSError):
             if well:
                 self._files[self._number].unlink()

@@ -22,6 +22,7 @@ CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.pth"
 PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 FILES = (CONFIG, METRICS, MODEL, *PICTURES)
 CHECKPOINTS, EVENTS, LOCK = "checkpoints", "tensorboard", ".lock"
+PROCESS = ".process-"  # and its number: a file of each process while several train together
 EVENT_FILES = "events.out.tfevents.*"
 # Why an option belongs to the recipe, where that depends on another one.
 WHY = {"epochs": " (--learning-rate-schedule sets each rate by the steps of the whole run)"}
@@ -132,6 +133,8 @@ class Workdir:
         try:
             with filelock.FileLock(self.path / LOCK, timeout=0):
                 self._inode = self._lock_inode()
+                for stale in self.path.glob(f"{PROCESS}[0-9]*"):
+                    stale.unlink()
                 yield
         except filelock.Timeout:
             raise InputError(
