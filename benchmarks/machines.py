@@ -1,6 +1,6 @@
 """Several devices and processes: images per second, what the exchange costs, and PyTorch's DistributedDataParallel.
 
-All on the cores of this machine: the devices of a CPU share its cores, so the best that several can do is what one does.
+The devices of a CPU share its cores, so the best that several of them can do is what one does.
 """
 
 import os
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks.report import Check, Report, at_least
-from benchmarks.turns import REST_S, Measured, Worker
+from benchmarks.turns import REST_S, Measured, Worker, resolve
 
 COUNTS, QUICK_COUNTS = (2, 4), (2,)
 BATCHES, QUICK_BATCHES = (128, 1024, 8192), (128, 1024)
@@ -77,9 +77,9 @@ def run(quick: bool, gpu: bool) -> Report:
     rows = measure(contenders(counts), images, batches, rounds)
     return Report(
         "machines",
-        f"An epoch of {images:,} images in memory, medians of {rounds} in turn. All devices and processes share the cores"
-        " of this CPU. Without exchange, each process trains a model of its own on its share of each batch; the share of"
-        " the exchange is the time that this saves.",
+        f"An epoch of {images:,} images in memory, medians of {rounds} in turn. All devices and processes share the"
+        " cores of this CPU. Without exchange, each process trains a model of its own on its share of each batch; the"
+        " share of the exchange is the time that this saves.",
         {"images": images, "rounds": rounds},
         {f"Batches of {size:,}": [row for row in rows if row["batch"] == size] for size in batches},
         checks(rows),
@@ -145,9 +145,7 @@ def _compared(row: dict, rows: list[dict]) -> dict:
     return found
 
 
-def find(
-    rows: list[dict], trainer: str, processes: int, devices: int, shards: int, batch_size: int
-) -> float | None:
+def find(rows: list[dict], trainer: str, processes: int, devices: int, shards: int, batch_size: int) -> float | None:
     """The images per second of a row."""
     wanted = {"trainer": trainer, "processes": processes, "devices": devices, "shards": shards, "batch": batch_size}
     return next((row.get("images/s") for row in rows if row.items() >= wanted.items()), None)
@@ -173,9 +171,7 @@ def serve(
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    from benchmarks.turns import _resolve
-
-    epochs: dict[int, Callable[[], Any]] = _resolve(contender.place)(contender, number, port, images, batches)
+    epochs: dict[int, Callable[[], Any]] = resolve(contender.place)(contender, number, port, images, batches)
     for epoch in epochs.values():
         epoch()
     pipe.send("ready")
@@ -225,7 +221,7 @@ def _epochs(config: Any, mesh: Any, images: int, batches: tuple[int, ...]) -> di
     from vae_jax.runs.feed import Feed
 
     mnist = load()
-    dataset = mnist._replace(train_images=mnist.train_images[:images], train_labels=mnist.train_labels[:images])
+    dataset = mnist._replace(train_images=mnist.train_images[:images], train_labels=None)
 
     def epoch(batch_size: int) -> Callable[[], float]:
         ours = dataclasses.replace(config, batch_size=batch_size)
