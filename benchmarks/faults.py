@@ -258,7 +258,8 @@ def damage(folder: Path, flips: int, rng: random.Random) -> list[dict]:
 
     config = config_in(folder)
     workdir = Workdir(config)
-    checkpoints = Checkpoints(config, workdir, load(config.data))
+    dataset = load(config.data)
+    checkpoints = Checkpoints(config, workdir, dataset, dataset.checksum())
     *_, older, newest = workdir.checkpoint_steps()
 
     def read() -> tuple[int, list[bytes]]:

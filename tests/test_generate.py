@@ -27,7 +27,7 @@ from vae_jax.config import (
 )
 from vae_jax.core import steps
 from vae_jax.core.binarize import binarize
-from vae_jax.data.dataset import BUNDLED
+from vae_jax.data.source import BUNDLED
 from vae_jax.encode import encode
 from vae_jax.generate import generate
 from vae_jax.runs import latents
@@ -300,14 +300,15 @@ def test_never_replaces_what_it_is_made_from(weights_2d, tmp_path):
 
 
 def test_an_image_set_is_taken_as_given(weights, tmp_path, monkeypatch):
-    run = {"data": "mnist", "data_dir": "sets", "max_data_gb": 3.0}
+    run = {"data": "mnist", "data_dir": "sets", "max_data_gb": 3.0, "image_size": [28, 28], "grey": True}
     (tmp_path / "config.json").write_text(json.dumps(run))
     shutil.copy(weights, tmp_path / "model.pth")
     asked = []
     monkeypatch.setattr("vae_jax.runs.trained.load", lambda *options: asked.append(options) or load())
-    for options in ({}, {"data": "", "data_dir": Path("here"), "max_data_gb": 1.0}):
+    given = {"data": "", "data_dir": Path("here"), "max_data_gb": 1.0, "image_size": (8, 9)}
+    for options in ({}, given):
         generate(Reconstruct(tmp_path, tmp_path / "a.npz", **options))
-    assert asked == [("mnist", Path("sets"), 3.0), ("", Path("here"), 1.0)]
+    assert asked == [("mnist", Path("sets"), 3.0, [28, 28], True), ("", Path("here"), 1.0, (8, 9), True)]
 
 
 def test_a_run_needs_no_image_set_for_samples(weights, weights_2d, tmp_path):

@@ -137,7 +137,7 @@ def fit(config: TorchTrainConfig) -> tuple[VAE, list[Epoch]]:
     config.check()
     require_writable("--export", config.export, Path(config.data))
     convert.require_weights_file("--export", config.export)
-    dataset = load(config.data, config.data_dir, config.max_data_gb)
+    dataset = load(config.data, config.data_dir, config.max_data_gb, config.image_size, config.grey)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Under `dynamic` too, the test images are drawn only once, so that epochs can be compared.

@@ -33,6 +33,8 @@ Layout = Literal["documented", "fc-mu", "pytorch-examples"]
 LearningRateSchedule = Literal["constant", "cosine", "exponential", "warmup-cosine"]
 # Which epoch's model a run exports.
 Keep = Literal["last", "best"]
+# Whether images are read while the model trains on them: never, those too large for memory, or always.
+Stream = Literal["never", "auto", "always"]
 LatentPath = Literal["spherical", "linear"]
 Split = Literal["test", "train"]
 # Which checkpoint of a run stands for its model.
@@ -101,6 +103,10 @@ class Options:
                 continue
             if get_origin(kinds[0]) is Literal:
                 good, expected = value in get_args(kinds[0]), f"one of {', '.join(get_args(kinds[0]))}"
+            elif get_origin(kinds[0]) is tuple and bounds is not None:
+                count = len(get_args(kinds[0]))
+                good = isinstance(value, tuple) and len(value) == count and all(bounds.accept(v, True) for v in value)
+                expected = f"{count} whole numbers from {bounds.least} to {bounds.most}"
             elif bounds is not None:
                 whole = kinds[0] is int
                 good, expected = bounds.accept(value, whole), bounds.describe(whole)
@@ -109,7 +115,8 @@ class Options:
             if not good:
                 default = "" if field.default in (None, dataclasses.MISSING) else f"; the default is {field.default}"
                 hint = f"; {bounds.hint}" if bounds and bounds.hint else default
-                raise InputError(f"--{option_name(field.name)} {value}: expected {expected}{hint}")
+                given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise InputError(f"--{option_name(field.name)} {given}: expected {expected}{hint}")
 
 
 def option_name(field: str) -> str:
@@ -135,6 +142,8 @@ def _convert(value: Any, hint: Any) -> Any:
         return operator.index(value)
     if kind is float and hasattr(value, "__float__"):
         return float(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(operator.index(part) if hasattr(part, "__index__") else part for part in value)
     return value
 
 
@@ -143,7 +152,8 @@ class SharedRecipe(Options):
     """The options that decide a model, those that JAX and PyTorch share."""
 
     data: str = "mnist"
-    """Image set: mnist (bundled), tfds:NAME[/CONFIG][:VERSION], a folder of IDX files, or a FILE (.npz, .npy)."""
+    """Image set: mnist (bundled), tfds:NAME[/CONFIG][:VERSION], a folder (images, or IDX, CSV, .mat, Parquet files), or
+    a FILE (.npz, .npy, .mat, .csv, .csv.gz, .parquet)."""
     binarize: Binarize = "none"
     """Pixels: grey (none), or 0 and 1 drawn anew every epoch (dynamic), once (static), or cut at 0.5 (threshold)."""
     batch_size: int = bounded(128, 1, INT32_MAX)
@@ -182,6 +192,12 @@ class DataOptions(Options):
     """Where TFDS keeps its sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     max_data_gb: float | None = bounded(None, 0, exclusive=True)
     """Refuse an image set that takes more memory than this, in gigabytes; half of the machine's by default."""
+    image_size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = bounded(
+        None, 1, 4096, hint="height and width in pixels, such as 28 28"
+    )
+    """Resize all images to this height and width."""
+    grey: bool = False
+    """Make one channel of colour images, their brightness."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +221,8 @@ class TrainConfig(DataOptions, Recipe):
     """Export the model of the last epoch, or of that with the lowest test loss (best)."""
     pictures_every: int = bounded(0, 0)
     """Draw the pictures of the run after every so many epochs; 0 draws them only at the end."""
+    stream: Stream = "auto"
+    """Read the images of an uncompressed .npy or .npz while training: those beyond --max-data-gb (auto), or always."""
     devices: Annotated[int | Literal["all"] | None, tyro.conf.arg(metavar="INT|all")] = bounded(None, 1, INT32_MAX)
     """Devices of all processes together to use; by default the most that divide --shards."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
@@ -253,7 +271,8 @@ class TrainConfig(DataOptions, Recipe):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                words += [f"--{option_name(field.name)}"] + ([] if value is True else [str(value)])
+                values = value if isinstance(value, tuple) else [] if value is True else [value]
+                words += [f"--{option_name(field.name)}", *map(str, values)]
         return shlex.join(words)
 
     @property

@@ -32,7 +32,7 @@ def encode(config: EncodeConfig) -> Latents:
 
     require_device()
     splits: tuple[Split, ...] = ("train", "test") if config.split == "both" else (config.split,)
-    with fixed_settings():
+    with fixed_settings(trained.options.get("matmul_precision", "highest")):
         encoded = latents.encode(trained, dataset, splits, rule, config.batch_size)
     latents.save(encoded, config.out)
     labels = "" if encoded.label is not None else "; without labels"

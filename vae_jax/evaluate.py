@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vae_jax.config import EvaluateConfig
+from vae_jax.data.mapped import MappedImages
 from vae_jax.runs.trained import images_for, read
 from vae_jax.runs.workdir import require_writable_beside
 from vae_jax.system import command_line
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 ACTIVE_VARIANCE = 0.01
 # The progress bar moves once in so many floating-point operations: a second on a CPU that does 20 GFLOP/s.
 BAR_FLOPS = 20e9
+# Images that are on the device at once.
+PIECE_BYTES = 512e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         require_writable_beside("--json", config.json, config.model, Path(config.data or ""))
     trained = read(config.model, config.checkpoint)
     data, dataset, rule = images_for(config, trained)
-    images = dataset.test_images if config.split == "test" else dataset.train_images
+    images: np.ndarray | MappedImages = dataset.test_images if config.split == "test" else dataset.train_images
     if len(images) < 2:
         raise InputError(f"--split {config.split}: --data {data} has {len(images)} image; a standard error needs two")
     if config.images is not None and config.images > len(images):
@@ -80,17 +84,23 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     from vae_jax.runs.feed import as_seen_by_run
 
     seed = trained.options.get("seed", 0) if config.seed is None else config.seed
+    numbers = np.arange(config.images or len(images))
+    per_piece = max(config.batch_size, int(PIECE_BYTES // (trained.pixels * images.dtype.itemsize)))
     require_device()
-    with fixed_settings():
+    with fixed_settings(trained.options.get("matmul_precision", "highest")):
         key = jax.random.key(seed)
-        evaluation = measure(
+
+        def seen(numbers: np.ndarray) -> Array:
+            return as_seen_by_run(images[numbers], rule, key, config.split, numbers, len(images))
+
+        evaluation = _measure(
             trained.model,
             jax.tree.map(jnp.asarray, trained.params),
-            as_seen_by_run(images, rule, key, config.split)[: config.images],
+            map(seen, np.split(numbers, range(per_piece, len(numbers), per_piece))),
             jax.random.fold_in(key, steps.TEST_NOISE),
-            importance_samples=config.importance_samples,
-            batch_size=config.batch_size,
-            binarize=rule,
+            config.importance_samples,
+            config.batch_size,
+            rule,
         )
     say(f"{config.model}: {evaluation.images:,} {config.split} images of {data}, binarize {rule}", *table(evaluation))
     if dataset.pixels(rule) == "grey":
@@ -137,26 +147,43 @@ def measure(
     References:
       Burda et al., Importance Weighted Autoencoders, equation 8 and section 5.2. https://arxiv.org/abs/1509.00519
     """
+    return _measure(model, params, [images], key, importance_samples, batch_size, binarize)
+
+
+def _measure(
+    model: nn.Module,
+    params: Params,
+    pieces: Iterable[Array],
+    key: Array,
+    importance_samples: int,
+    batch_size: int,
+    binarize: str,
+) -> Evaluation:
+    """`measure` for images that come piece by piece."""
+    import jax
+
     from vae_jax.core import estimate
 
-    if np.issubdtype(images.dtype, np.floating) and not -1e-6 <= float(images.min()) <= float(images.max()) <= 1 + 1e-6:
-        raise InputError(
-            f"images hold floats from {float(images.min()):.9g} to {float(images.max()):.9g}; expected floats in"
-            " [0, 1], or uint8 from 0 to 255"
-        )
-    bound = estimate.bound(model, params, images, key, batch_size)
+    bounds, log_px_parts, first = [], [], 0
+    for images in pieces:
+        _require_pixels(images)
+        bounds.append(jax.device_get(estimate.bound(model, params, images, key, batch_size, first)))
+        if importance_samples:
+            log_px_parts.append(
+                _log_px(model, params, images, key, samples=importance_samples, batch_size=batch_size, first=first)
+            )
+        first += len(images)
+    bound = jax.tree.map(lambda *parts: np.concatenate(parts), *bounds)
     (loss, loss_stderr), (bce, bce_stderr), (kld, kld_stderr) = (_mean_and_stderr(part) for part in bound.losses)
     log_px = log_px_stderr = None
     if importance_samples:
-        log_px, log_px_stderr = _mean_and_stderr(
-            _log_px(model, params, images, key, samples=importance_samples, batch_size=batch_size)
-        )
+        log_px, log_px_stderr = _mean_and_stderr(np.concatenate(log_px_parts))
     if not math.isfinite(loss + (log_px or 0)):
         raise NonFiniteLossError(
             f"the loss of this model is {loss} (bce {bce}, kld {kld}), log p(x) {log_px}; train again"
         )
     return Evaluation(
-        images=len(images),
+        images=first,
         binarize=binarize,
         loss=loss,
         loss_stderr=loss_stderr,
@@ -172,8 +199,16 @@ def measure(
     )
 
 
+def _require_pixels(images: Array) -> None:
+    if np.issubdtype(images.dtype, np.floating) and not -1e-6 <= float(images.min()) <= float(images.max()) <= 1 + 1e-6:
+        raise InputError(
+            f"images hold floats from {float(images.min()):.9g} to {float(images.max()):.9g}; expected floats in"
+            " [0, 1], or uint8 from 0 to 255"
+        )
+
+
 def _log_px(
-    model: nn.Module, params: Params, images: Array, key: Array, *, samples: int, batch_size: int
+    model: nn.Module, params: Params, images: Array, key: Array, *, samples: int, batch_size: int, first: int
 ) -> np.ndarray:
     """The estimate for every image, in calls of one length; the progress bar moves between them."""
     import jax
@@ -187,7 +222,8 @@ def _log_px(
     parts = []
     with tqdm(total=len(images), unit=" images", desc=f"log p(x), K = {samples:,}", leave=False, disable=None) as bar:
         for part in numbers:
-            parts.append(np.asarray(estimate.importance_log_px(model, params, images, part, key, samples, batch_size)))
+            log_px = estimate.importance_log_px(model, params, images, part, key, samples, batch_size, first)
+            parts.append(np.asarray(log_px))
             bar.update(min(len(part), len(images) - bar.n))
     return np.concatenate(parts)[: len(images)]
 

@@ -25,7 +25,7 @@ from vae_jax.config import (
     Sample,
     Traverse,
 )
-from vae_jax.data.dataset import BUNDLED
+from vae_jax.data.source import BUNDLED
 from vae_jax.pictures import kinds
 from vae_jax.pictures.kinds import Picture, Scatter
 from vae_jax.runs import latents
@@ -38,7 +38,7 @@ from vae_jax.system.files import require_writable
 from vae_jax.system.memory import memory
 
 if TYPE_CHECKING:
-    from jax import Array
+    pass
 
 # Ordering the traversed dimensions needs no more images than this, and no more values of large images.
 KLD_IMAGES, KLD_VALUES = 10_000, 10_000_000
@@ -63,7 +63,7 @@ def generate(config: GenerateConfig) -> Picture | Scatter:
     require_device()
     rng = np.random.default_rng(config.seed if isinstance(config, GridConfig) else 0)
     source = Source(config, trained, rng)
-    with fixed_settings():
+    with fixed_settings(trained.options.get("matmul_precision", "highest")):
         picture = KINDS[type(config)](config, source)
     if isinstance(config, GridConfig) and config.draw and isinstance(picture, Picture):
         # The originals stay as they are: their pixels are no means.
@@ -94,16 +94,6 @@ class Source:
         """The name of the image set, the set, and how its pixels are made black and white; read when first needed."""
         return images_for(self._config, self.trained)
 
-    @functools.cached_property
-    def images(self) -> Array:
-        """The test images on the device, as the run saw them."""
-        import jax
-
-        from vae_jax.runs.feed import as_seen_by_run
-
-        _, dataset, rule = self.loaded
-        return as_seen_by_run(dataset.test_images, rule, jax.random.key(self.trained.options.get("seed", 0)), "test")
-
     @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of an image; a run knows it, and needs no image set for pictures that show none."""
@@ -113,10 +103,16 @@ class Source:
         return self.loaded[1].image_shape
 
     def pixels(self, chosen: np.ndarray | slice) -> np.ndarray:
-        """Test images in [0, 1], [images, pixels]."""
-        from vae_jax.core.model import to_pixels
+        """Test images in [0, 1] as the run saw them, [images, pixels]."""
+        import jax
 
-        return np.asarray(to_pixels(self.images[chosen]))
+        from vae_jax.core.model import to_pixels
+        from vae_jax.runs.feed import as_seen_by_run
+
+        _, dataset, rule = self.loaded
+        total, key = len(dataset.test_images), jax.random.key(self.trained.options.get("seed", 0))
+        numbers = np.arange(total)[chosen]
+        return np.asarray(to_pixels(as_seen_by_run(dataset.test_images[numbers], rule, key, "test", numbers, total)))
 
     def originals(self, wanted: tuple[int, ...], count: int) -> np.ndarray:
         """The pixels of the test images that the options name, or of `count` drawn ones."""

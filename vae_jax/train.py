@@ -50,7 +50,7 @@ def fit(
     """
     config.check()
     if dataset is not None:
-        config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset)
+        config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset, config.image_size, config.grey)
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
     with signals.defer_signals():  # half an import would break the process for good
@@ -66,20 +66,23 @@ def fit(
     workdir = Workdir(config, writes=processes.is_first)
     with processes.together():
         workdir.check()
-        dataset = dataset or load(config.data, config.data_dir, config.max_data_gb)
+        dataset = dataset or load(
+            config.data, config.data_dir, config.max_data_gb, config.image_size, config.grey, config.stream
+        )
         pixels = math.prod(dataset.image_shape)
         if model is None:
             require_memory(config, pixels)
         init = read_init(config, pixels, model) if workdir.begins_anew else None
-    processes.require_same(dataset.checksum(), "images")
+    checksum = dataset.checksum()
+    processes.require_same(checksum, "images")
 
     with processes.enter(workdir.lock()), processes.watch(), fixed_settings(config.matmul_precision):
         workdir.sweep()
-        checkpoints = Checkpoints(config, workdir, dataset)
+        checkpoints = Checkpoints(config, workdir, dataset, checksum)
         progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
         processes.require_same(progress.checksum(), "parameters")
         progress.spread(mesh)
-        logs = Logs(config, workdir, dataset, str(mesh), progress.history)
+        logs = Logs(config, workdir, dataset, checksum, str(mesh), progress.history)
         feed = Feed(config, dataset, progress.state, mesh)
         say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {mesh}")
         say(describe_losses(feed.pixels))

@@ -426,7 +426,7 @@ def test_the_command_refuses_and_writes_nothing(tmp_path, monkeypatch, capsys):
     write_npz(tmp_path / "set.npz")
     for spec, message, *more in [
         ("fashion", "--data fashion: no such file or folder; expected mnist, tfds:NAME"),
-        (f"{tmp_path}/empty", "holds no IDX files; expected train-images-idx3-ubyte"),
+        (f"{tmp_path}/empty", "/empty: holds nothing; expected mnist, tfds:NAME"),
         (f"{tmp_path}/text.npz", "text.npz: is not a sound .npz file"),
         (f"{tmp_path}/set.npz", "expected at most 0.0 GB", "--max-data-gb", "1e-9"),
         (f"{tmp_path}/set.npz", "--max-data-gb 0.0: expected a number above 0", "--max-data-gb", "0"),

@@ -1,14 +1,16 @@
 """Damaged image sets by the thousand: `python -m tests.fuzz.fuzz_data --inputs 200000` or `--minutes 5`.
 
-Every input is a sound file with bytes changed, cut, repeated or put in, or an archive around such an array. What
-`vae_jax.load` makes of it has to be images in bounds or a `DataError` of one line, in little memory and time. The first
-one that is not is kept and named, with exit code 1.
+Every input is a sound file with bytes changed, cut, repeated or put in, or an archive around such an array; `--source`
+names one kind of file. What `vae_jax.load` makes of it has to be images in bounds or a `DataError` of one line, in
+little memory and time. The first one that is not is kept and named, with exit code 1.
 """
 
 import argparse
 import gzip
 import io
+import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -17,6 +19,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import scipy.io
+from PIL import Image
 
 from vae_jax.data import Dataset, load
 from vae_jax.system.errors import DataError
@@ -25,6 +31,9 @@ MAX_GB = 0.001
 MAX_SECONDS = 2.0
 MAX_GROWTH_MB = 100
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FORMATS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}
+# Of those that cannot hold all pixels.
+SUFFIXES = {"RGBA": ["png", "tif", "webp"], "CMYK": ["jpg", "tif"], "P": ["png", "gif"]}
 # Numbers that lengths and counts go wrong at.
 NUMBERS = [0, 1, 2, 3, 4, 8, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1]
 
@@ -105,26 +114,23 @@ def archive(files: dict[str, bytes], rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def write_input(folder: Path, rng: np.random.Generator) -> str:
-    """Writes one damaged set into an empty folder.
+def write_idx(folder: Path, rng: np.random.Generator) -> Path:
+    files = sound_idx(rng)
+    victim = str(rng.choice(IDX_NAMES))
+    for name, content in files.items():
+        path = folder / name
+        if rng.random() < 0.3:
+            path, inner = folder / f"{name}.gz", damaged(content, rng) if name == victim else content
+            packed = gzip.compress(inner, 1)
+            # The damage is in the archive, or in what a sound archive holds.
+            content = damaged(gzip.compress(content, 1), rng) if name == victim and rng.random() < 0.5 else packed
+        elif name == victim:
+            content = damaged(content, rng)
+        path.write_bytes(content)
+    return folder
 
-    Returns:
-      What to give to `load`.
-    """
-    if rng.random() < 0.5:
-        files = sound_idx(rng)
-        victim = str(rng.choice(IDX_NAMES))
-        for name, content in files.items():
-            path = folder / name
-            if rng.random() < 0.3:
-                path, inner = folder / f"{name}.gz", damaged(content, rng) if name == victim else content
-                packed = gzip.compress(inner, 1)
-                # The damage is in the archive, or in what a sound archive holds.
-                content = damaged(gzip.compress(content, 1), rng) if name == victim and rng.random() < 0.5 else packed
-            elif name == victim:
-                content = damaged(content, rng)
-            path.write_bytes(content)
-        return str(folder)
+
+def write_npz(folder: Path, rng: np.random.Generator) -> Path:
     files = sound_arrays(rng)
     if rng.random() < 0.5:
         victim = str(rng.choice(list(files)))
@@ -133,7 +139,101 @@ def write_input(folder: Path, rng: np.random.Generator) -> str:
     else:
         content = damaged(archive(files, rng), rng)
     (folder / "set.npz").write_bytes(content)
-    return str(folder / "set.npz")
+    return folder / "set.npz"
+
+
+def sound_image(rng: np.random.Generator, mode: str) -> tuple[bytes, str]:
+    """A file of 4 x 5 pixels, and the end of its name."""
+    pixels = rng.integers(0, 256, (4, 5) if mode in ("L", "1", "P") else (4, 5, len(mode)), np.uint8)
+    suffix = str(rng.choice(SUFFIXES.get(mode) or list(FORMATS)))
+    image = Image.fromarray(pixels, mode if mode == "CMYK" else None)
+    image = image.convert(mode) if mode in ("1", "P") else image
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = int(rng.integers(1, 9))
+    image.save(file, FORMATS[suffix], exif=exif if suffix in ("jpg", "png", "webp") and rng.random() < 0.5 else b"")
+    return file.getvalue(), suffix
+
+
+def write_images(folder: Path, rng: np.random.Generator) -> Path:
+    """A flat folder, or one with classes."""
+    mode = str(rng.choice(["L", "L", "RGB", "RGBA", "CMYK", "P", "1"]))
+    victim, classes = int(rng.integers(0, 4)), rng.random() < 0.3
+    for number in range(4):
+        content, suffix = sound_image(rng, mode)
+        path = folder / (f"class {number % 2}/{number}.{suffix}" if classes else f"{number}.{suffix}")
+        path.parent.mkdir(exist_ok=True)
+        sound = int(rng.integers(0, len(content))) if rng.random() < 0.5 else 0
+        damage = content[:sound] + damaged(content[sound:], rng)
+        path.write_bytes(damage if number == victim else content)
+    return folder
+
+
+def write_mat(folder: Path, rng: np.random.Generator) -> Path:
+    dtype = rng.choice(["uint8", "float64", "float32", "int16"])
+    images = (rng.random((7, *rng.integers(2, 5, 2))) * rng.choice([1, 255])).astype(dtype)
+    arrays = {"X": images if rng.random() < 0.5 else np.moveaxis(images, 0, -1), "y": rng.integers(1, 11, (7, 1))}
+    file = io.BytesIO()
+    scipy.io.savemat(file, arrays, format=str(rng.choice(["4", "5", "5"])) if images.ndim == 2 else "5",
+                     do_compression=bool(rng.random() < 0.3))  # fmt: skip
+    (folder / "set.mat").write_bytes(damaged(file.getvalue(), rng))
+    return folder / "set.mat"
+
+
+def sound_csv(rng: np.random.Generator) -> bytes:
+    rows = rng.integers(0, 256, (7, 9 + int(rng.random() < 0.7)))
+    scale = rng.choice([1, 1, 255])
+    lines = [",".join(str(value if scale == 1 else value / scale) for value in row) for row in rows.tolist()]
+    if rng.random() < 0.3:
+        lines.insert(0, ",".join(["label", *(f"pixel{number}" for number in range(9))][-rows.shape[1] :]))
+    return "\n".join(lines).encode()
+
+
+def write_csv(folder: Path, rng: np.random.Generator) -> Path:
+    head, end, rows = sound_csv(rng).partition(b"\n")
+    (folder / "train.csv").write_bytes(
+        head + end + damaged(rows, rng) if rng.random() < 0.7 else damaged(head, rng) + end + rows
+    )
+    return folder / "train.csv"
+
+
+def write_csv_gz(folder: Path, rng: np.random.Generator) -> Path:
+    content = sound_csv(rng)
+    packed = damaged(gzip.compress(content), rng) if rng.random() < 0.7 else gzip.compress(damaged(content, rng))
+    (folder / "train.csv.gz").write_bytes(packed)
+    return folder / "train.csv.gz"
+
+
+def write_parquet(folder: Path, rng: np.random.Generator) -> Path:
+    """A column of structures, of bytes or of lists of numbers, and labels."""
+    encoded = [sound_image(rng, "L")[0] for _ in range(5)]
+    column = [
+        pa.array([{"bytes": content, "path": None} for content in encoded]),
+        pa.array(encoded),
+        pa.array(rng.integers(0, 256, (5, 9)).tolist()),
+        pa.array(rng.random((5, 3, 3)).tolist()),
+    ][int(rng.integers(0, 4))]
+    file = io.BytesIO()
+    table = pa.table({"image": column, "label": rng.integers(0, 10, 5)})
+    compression = str(rng.choice(["none", "snappy", "gzip", "zstd"]))
+    pyarrow.parquet.write_table(table, file, compression=compression, use_dictionary=bool(rng.random() < 0.5))
+    content = file.getvalue()
+    # The footer is at the end.
+    content = damaged(content, rng) if rng.random() < 0.5 else damaged(content[::-1], rng)[::-1]
+    (folder / "set.parquet").write_bytes(content)
+    return folder / "set.parquet"
+
+
+# Writes one damaged set into an empty folder, and returns what to give to `load`.
+WRITERS = {
+    "idx": write_idx,
+    "npz": write_npz,
+    "images": write_images,
+    "mat": write_mat,
+    "csv": write_csv,
+    "csv.gz": write_csv_gz,
+    "parquet": write_parquet,
+}
 
 
 def check(spec: str) -> str:
@@ -169,28 +269,32 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=200_000)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--source", choices=WRITERS)
     options = parser.parse_args()
+    sources = [options.source] if options.source else list(WRITERS)
     start = time.monotonic()
     outcomes = Counter()
     slowest = 0.0
     base = None
     peak = 0
     with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent)
+        folder, cache = Path(parent) / "set", Path(parent) / "cache"
+        os.environ["XDG_CACHE_HOME"] = str(cache)
         for number in range(options.inputs):
             if time.monotonic() - start > 60 * options.minutes:
                 break
-            for path in folder.iterdir():
-                path.unlink()
-            spec = write_input(folder, np.random.default_rng([options.seed, number]))
+            for place in (folder, cache):
+                shutil.rmtree(place, ignore_errors=True)
+            folder.mkdir()
+            source = sources[number % len(sources)]
+            spec = WRITERS[source](folder, np.random.default_rng([options.seed, number]))
             began = time.process_time()  # of this process alone, however busy the machine
             try:
-                outcomes[check(spec)] += 1
+                outcomes[source, check(str(spec))] += 1
             except Exception as error:
                 kept = Path(tempfile.mkdtemp(prefix="fuzz-"))
-                for path in folder.iterdir():
-                    path.rename(kept / path.name)
-                print(f"input {number} of seed {options.seed}, kept in {kept}: {error!r}")
+                shutil.copytree(folder, kept, dirs_exist_ok=True)
+                print(f"input {number} of seed {options.seed} ({source}), kept in {kept}: {error!r}")
                 sys.exit(1)
             seconds = time.process_time() - began
             slowest = max(slowest, seconds)
@@ -198,11 +302,13 @@ def main() -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             base = peak if number == 1000 else base
             if seconds > MAX_SECONDS or (base and peak - base > MAX_GROWTH_MB * 1000):
-                print(f"input {number} of seed {options.seed}: {seconds:.1f} s, memory peak {peak / 1000:.0f} MB")
+                print(f"input {number} of seed {options.seed} ({source}): {seconds:.1f} s, peak {peak / 1000:.0f} MB")
                 sys.exit(1)
+    for source in sources:
+        print(f"{source}: {outcomes[source, 'refused']:,} refused, {outcomes[source, 'arrays']:,} arrays")
     print(
-        f"{sum(outcomes.values()):,} inputs in {time.monotonic() - start:.0f} s: {outcomes['refused']:,} refused with a"
-        f" DataError, {outcomes['arrays']:,} arrays; slowest {slowest:.2f} s, memory peak {peak / 1000:.0f} MB"
+        f"{outcomes.total():,} inputs in {time.monotonic() - start:.0f} s; slowest {slowest:.2f} s, memory peak"
+        f" {peak / 1000:.0f} MB"
     )
 
 

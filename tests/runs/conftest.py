@@ -76,7 +76,7 @@ def stopped(tmp_path, died, options):
 @pytest.fixture
 def newest(few_images):
     """`newest(config)`: what the run would go on with."""
-    return lambda config: Checkpoints(config, Workdir(config), few_images).newest()
+    return lambda config: Checkpoints(config, Workdir(config), few_images, few_images.checksum()).newest()
 
 
 @pytest.fixture

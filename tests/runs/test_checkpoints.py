@@ -90,7 +90,7 @@ def test_a_checkpoint_is_due_in_time(tmp_path, options, few_images, newest, undi
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     config = options(tmp_path, checkpoint_every=60.0)
-    due = Checkpoints(config, Workdir(config), few_images)
+    due = Checkpoints(config, Workdir(config), few_images, few_images.checksum())
     progress = newest(undisturbed)
 
     def due_after_epoch(seconds: float) -> bool:
@@ -102,7 +102,9 @@ def test_a_checkpoint_is_due_in_time(tmp_path, options, few_images, newest, undi
     assert not due.due_within_epoch() and not due_after_epoch(4.0) and due_after_epoch(6.0)
     now += 5
     assert due.due_within_epoch() and due_after_epoch(0.0)
-    every_epoch = Checkpoints(dataclasses.replace(config, checkpoint_every=0.0), Workdir(config), few_images)
+    every_epoch = Checkpoints(
+        dataclasses.replace(config, checkpoint_every=0.0), Workdir(config), few_images, few_images.checksum()
+    )
     assert not every_epoch.due_within_epoch()
     assert isinstance(progress.history[0], EpochMetrics) and every_epoch.due_after_epoch(progress)
 
@@ -244,5 +246,5 @@ def test_parameters_that_are_not_finite_are_not_kept(finished, newest, few_image
         params=jax.tree.map(lambda leaf: leaf * jnp.float32(jnp.nan), progress.state.params),
     )
     with pytest.raises(NonFiniteLossError, match="epoch 3: step 16 has made parameters that are not finite"):
-        Checkpoints(finished, Workdir(finished), few_images).save(progress)
+        Checkpoints(finished, Workdir(finished), few_images, few_images.checksum()).save(progress)
     assert checkpoints(finished) == [3 * STEPS]

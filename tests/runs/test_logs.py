@@ -69,5 +69,5 @@ def test_a_loss_that_is_not_finite(part, tmp_path, options, few_images, capsys):
     bad = dataclasses.replace(metrics(1.0), **{part: math.nan})
     workdir = Workdir(config)
     with workdir.lock(), pytest.raises(NonFiniteLossError, match=r"^epoch 10, after its last step: "):
-        Logs(config, workdir, few_images, "cpu", []).add(bad)
+        Logs(config, workdir, few_images, 0, "cpu", []).add(bad)
     assert (config.workdir / "metrics.jsonl").read_text() == capsys.readouterr().out == ""

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 
@@ -9,9 +10,13 @@ from vae_jax.config import Binarize
 
 
 def binarize(
-    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"], rule: Binarize, key: Key[Array, ""]
+    images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
+    rule: Binarize,
+    key: Key[Array, ""],
+    numbers: Int[np.ndarray, " images"] | None = None,
+    total: int = 0,
 ) -> UInt8[Array, "images pixels"] | Float[Array, "images pixels"]:
-    """Makes a whole image set black and white, once.
+    """Makes an image set black and white, once: the whole set, or a part of it as it becomes in the whole.
 
     Args:
       images: Bytes, or pixels in [0, 1].
@@ -19,6 +24,8 @@ def binarize(
         its probability (under `dynamic` this is for evaluation; training draws anew for each batch); `none`: the images
         unchanged.
       key: For the draw.
+      numbers: For a part, the number of each image in the set.
+      total: For a part, how many images the set has.
 
     References:
       Salakhutdinov and Murray, On the Quantitative Analysis of Deep Belief Networks (one draw). ICML 2008
@@ -29,7 +36,7 @@ def binarize(
         return images
     if rule == "threshold":
         return _as(images.dtype, images > (127 if images.dtype == jnp.uint8 else 0.5))
-    return draw_set(images, key)
+    return draw_set(images, key) if numbers is None else draw_part(images, key, numbers, total)
 
 
 @jax.jit
@@ -65,6 +72,35 @@ def draw_set(
     )[1]
     bits = jnp.concatenate([words & 0xFFFF, words >> 16])[: images.size].reshape(images.shape)
     return _white_where(images, bits)
+
+
+def draw_part(
+    images: UInt8[Array, "part pixels"] | Float[Array, "part pixels"],
+    key: Key[Array, ""],
+    numbers: Int[np.ndarray, " part"],
+    total: int,
+) -> UInt8[Array, "part pixels"] | Float[Array, "part pixels"]:
+    """The images that `draw_set` makes of a part of a set.
+
+    Args:
+      images: Bytes, or pixels in [0, 1].
+      key: For the draw.
+      numbers: The number of each image in the set.
+      total: How many images the set has.
+    """
+    pixels = images.shape[1]
+    places = numbers.astype(np.int64)[:, None] * pixels + np.arange(pixels)
+    words = (total * pixels + 1) // 2
+    second = places >= words  # the upper half of a word
+    blocks, odd = np.divmod(places - words * second, 2)
+    return _draw_at(images, key, *(part.astype(np.uint32) for part in np.divmod(blocks, 2**32)), odd == 1, second)
+
+
+@jax.jit
+def _draw_at(images: Array, key: Key[Array, ""], high: Array, low: Array, odd: Array, second: Array) -> Array:
+    words = _threefry(key, high, low)
+    word = jnp.where(odd, words[1], words[0])
+    return _white_where(images, jnp.where(second, word >> 16, word & 0xFFFF))
 
 
 def _start(key: Key[Array, ""]) -> UInt32[Array, " 4"]:

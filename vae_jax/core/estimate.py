@@ -44,6 +44,7 @@ def bound(
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
     key: Key[Array, ""],
     batch_size: int = 4096,
+    first: Int[Array, ""] | int = 0,
 ) -> Bound:
     """The evidence lower bound of each image, by one draw of z.
 
@@ -53,6 +54,7 @@ def bound(
       images: Bytes, or pixels in [0, 1].
       key: For the noise.
       batch_size: Images at once; bounds the memory, and changes results by rounding only.
+      first: The number of the first image, on which the draws depend: for a set that is measured piece by piece.
 
     Returns:
       Loss, bce and kld of each image, its posterior mean, and its divergence in each latent dimension; in nats.
@@ -61,7 +63,7 @@ def bound(
 
     def batch(numbers: Int[Array, " batch"]) -> Bound:
         pixels = to_pixels(images[numbers])
-        eps = draw_eps(key, numbers, jnp.zeros(1, int), latent)[:, 0]
+        eps = draw_eps(key, first + numbers, jnp.zeros(1, int), latent)[:, 0]
         output = forward(model, params, pixels, eps)
         per_latent = jax.vmap(kld, 1, 1)(output.mu[:, :, None], output.logvar[:, :, None])
         return Bound(losses(output, pixels), output.mu, per_latent)
@@ -106,6 +108,7 @@ def importance_log_px(
     key: Key[Array, ""],
     samples: int,
     batch_size: int = 4096,
+    first: Int[Array, ""] | int = 0,
 ) -> Float[Array, " chosen"]:
     """The importance-weighted estimate of log p(x), log(1/K sum of K weights): a lower bound that rises with K.
 
@@ -117,6 +120,7 @@ def importance_log_px(
       key: For the noise; sample k of image n is the same whatever the number of samples.
       samples: K.
       batch_size: Images times samples at once; bounds the memory, and changes results by rounding only.
+      first: The number of the first image, as for `bound`.
 
     Returns:
       The estimate for each chosen image, in nats.
@@ -131,12 +135,12 @@ def importance_log_px(
     def batch(numbers: Int[Array, " batch"]) -> Float[Array, " batch"]:
         pixels = to_pixels(images[numbers])
 
-        def add(carry, first):
+        def add(carry, first_sample):
             # The largest weight so far, and the sum of all weights divided by it: neither overflows, and the sum
             # loses no digits however many chunks there are.
             top, total = carry
-            chosen = first + jnp.arange(chunk)
-            weights = log_weights(model, params, pixels, draw_eps(key, numbers, chosen, latent))
+            chosen = first_sample + jnp.arange(chunk)
+            weights = log_weights(model, params, pixels, draw_eps(key, first + numbers, chosen, latent))
             weights = jnp.where(chosen[None] < samples, weights, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(weights, axis=1))
             total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(weights - new_top[:, None]), axis=1)

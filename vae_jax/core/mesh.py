@@ -140,6 +140,11 @@ class Mesh:
 
         return jax.tree.map(put, tree)
 
+    def own(self, size: int) -> slice:
+        """Which rows of a batch of this size belong to the shards of this process."""
+        each = size // self.processes
+        return slice(self.process * each, (self.process + 1) * each)
+
     def split(self, rows: np.ndarray, axis: int) -> Array:
         """The rows of a batch on the devices whose shards they belong to, from those of this process.
 
@@ -151,6 +156,11 @@ class Mesh:
             return jnp.asarray(rows)
         sharding = NamedSharding(self._mesh, PartitionSpec(*[None] * axis, AXIS))
         return jax.make_array_from_process_local_data(sharding, rows)
+
+    def shape_split(self, shape: tuple[int, ...], dtype: np.dtype, axis: int) -> jax.ShapeDtypeStruct:
+        """What `split` returns for rows of the whole batch of this shape, without them."""
+        sharding = NamedSharding(self._mesh, PartitionSpec(*[None] * axis, AXIS)) if self._mesh else None
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def jit(self, function: Callable, *axes: int | None, donate: bool = False) -> Any:
         """`function` on every device, jitted.

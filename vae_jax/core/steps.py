@@ -197,13 +197,16 @@ def train_epoch(state: TrainState, images: Images, batches: Int[Array, "steps ba
 
 
 @jax.jit
-def eval_epoch(state: TrainState, images: Images, batches: Int[Array, "steps batch"]) -> Losses:
+def eval_epoch(
+    state: TrainState, images: Images, batches: Int[Array, "steps batch"], first: Int[Array, ""] | int = 0
+) -> Losses:
     """The losses of each batch ([steps]), summed over its images, in nats; one draw of z an image, always the same.
 
     Args:
       state: Its parameters, and how batches are cut.
       images: The whole test set, bytes or pixels in [0, 1]; or the images of each batch.
       batches: Numbers of the images of each batch, -1 for an empty place.
+      first: The number of the first of these batches, on which the draws depend.
     """
     latent = latent_dim(state.model, state.params, images.shape[-1])
 
@@ -214,7 +217,7 @@ def eval_epoch(state: TrainState, images: Images, batches: Int[Array, "steps bat
         summed = partial(_summed_losses, state)
         return number + 1, sum_over_shards(summed, state.params, (rows, eps, numbers >= 0), state.shards)
 
-    return jax.lax.scan(step, 0, (batches, images if images.ndim == 3 else None))[1]
+    return jax.lax.scan(step, jnp.int32(first), (batches, images if images.ndim == 3 else None))[1]
 
 
 def _rows(images, batch, shards: Shards):

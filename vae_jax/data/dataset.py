@@ -5,18 +5,20 @@ import os
 import sys
 import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
+from tqdm import tqdm
 
-from vae_jax.config import Binarize
-from vae_jax.data import idx, mnist_family, npz, tfds
+from vae_jax.config import Binarize, DataOptions, Stream
+from vae_jax.data import source
+from vae_jax.data.form import Form
+from vae_jax.data.mapped import MappedImages, pieces
 from vae_jax.system.console import say
 from vae_jax.system.errors import DataError
 from vae_jax.system.memory import memory
 
-BUNDLED = Path(__file__).parent / "mnist.npz"
 # A set without test images is tested on one image in seven, the share of MNIST's 10,000 in 70,000.
 TEST_SHARE = 7
 # More channels than this are hardly channels.
@@ -31,6 +33,7 @@ class Dataset(NamedTuple):
     """Training and test images, and their labels if the source has any.
 
     Images are bytes from 0 (background) to 255, or floats from 0 to 1; a fourth dimension, if any, holds channels.
+    Where `load` was asked to stream, they may be `MappedImages` instead of arrays: indexed, they become arrays.
     """
 
     train_images: (
@@ -48,86 +51,105 @@ class Dataset(NamedTuple):
     def checksum(self) -> int:
         """CRC-32 of the images of both parts, their types and their shapes: the identity of the set."""
         checksum = 0
-        for images in (self.train_images, self.test_images):
-            checksum = zlib.crc32(f"{images.dtype} {images.shape}".encode(), checksum)
-            checksum = zlib.crc32(np.ascontiguousarray(images).data, checksum)
+        parts = (self.train_images, self.test_images)
+        # Only a set that is read from its file takes long.
+        hidden = None if any(isinstance(images, MappedImages) for images in parts) else True
+        with tqdm(total=sum(map(len, parts)), unit=" images", desc="checksum", leave=False, disable=hidden) as bar:
+            for images in parts:
+                checksum = zlib.crc32(f"{images.dtype} {images.shape}".encode(), checksum)
+                for piece in pieces(images):
+                    checksum = zlib.crc32(np.ascontiguousarray(piece).data, checksum)
+                    bar.update(len(piece))
         return checksum
 
     def pixels(self, rule: Binarize) -> Pixels:
         """The kind of pixels that losses are on after `rule`; images in pure black and white are binary without one."""
         binary = rule != "none" or all(
-            bool(np.all((part == 0) | (part == (255 if part.dtype == np.uint8 else 1))))
+            bool(np.all((piece == 0) | (piece == (255 if piece.dtype == np.uint8 else 1))))
             # Nearly every grey set shows a grey pixel in its first images.
             for part in (self.train_images[:100], self.train_images, self.test_images)
+            for piece in pieces(part)
         )
         return "binary" if binary else "grey"
 
 
-def load(spec: str | Path = "mnist", data_dir: Path | None = None, max_gb: float | None = None) -> Dataset:
+def load(
+    spec: str | Path = "mnist",
+    data_dir: Path | None = None,
+    max_gb: float | None = None,
+    image_size: tuple[int, int] | None = None,
+    grey: bool = False,
+    stream: Stream = "never",
+) -> Dataset:
     """Loads an image set.
 
     Args:
       spec: One of
         `mnist`: the real MNIST, bundled with the package, 60,000 training and 10,000 test images of 28 x 28;
         `tfds:NAME[/CONFIG][:VERSION]`: a TensorFlow Datasets set, downloaded unless it is already there;
-        a folder: with the four IDX files, gzipped or not, in it, in its `MNIST/raw` or in its `raw`;
+        a folder of images (PNG, JPEG, BMP, GIF, WebP, TIFF, PPM): flat, or a folder for each class, or folders `train`
+          and `test` (else `val`, `valid`, `validation`) of either kind; `vae_jax.data.decode` has the rules for pixels;
+        a folder with the four IDX files, gzipped or not, in it, in its `MNIST/raw` or in its `raw`;
+        a folder with train and test files of CSV, .mat or Parquet (also in its `data`), such as `mnist_train.csv`,
+          `train_32x32.mat` or `train-00000-of-00001.parquet`;
         a file: .npz with `train_images` and perhaps `train_labels`, `test_images`, `test_labels`, or with Keras' names;
-          .npy with the images alone.
+          .npy with the images alone; .mat (MATLAB, up to version 7); .csv or .csv.gz with an image a row, the label
+          first or under `label`; .parquet with a column of images, encoded or as lists of numbers.
       data_dir: TFDS's folder; by default the environment variable TFDS_DATA_DIR, or else ~/tensorflow_datasets.
       max_gb: The most gigabytes that the arrays may take; by default half of the machine's memory.
+      image_size: The height and width that all images are resized to; by default they stay as they are.
+      grey: Whether images in colour become grey.
+      stream: Whether the images of an uncompressed .npy or .npz file may stay there as `MappedImages`: those that take
+        more than `max_gb` (auto), or all (always).
 
     Returns:
       The images and labels, in the order of the source. Integers that are all 0 or 1 are black and white pixels and
-      become 0 and 255; floats outside [0, 1] by rounding are clipped; rows of a square number of values become square
-      images. Labels that are not integers, and cannot be made so, are left out. If the source has no test images, one
-      training image in seven becomes a test image; the choice is the same every time, and both parts stay in order.
+      become 0 and 255; floats outside [0, 1] by rounding are clipped; floats that are all whole numbers up to 255
+      become bytes; rows of a square number of values become square images. Labels that are not integers, and cannot be
+      made so, are left out. If the source has no test images, one training image in seven becomes a test image; the
+      choice is the same every time, and both parts stay in order. Decoded images, CSV, .mat and Parquet files are kept
+      in `$XDG_CACHE_HOME/vae_jax` or `~/.cache/vae_jax` until the files change.
 
     Raises:
       DataError: The set is missing, damaged, empty or too large, cannot be downloaded, or holds anything but images.
+      InputError: `max_gb` or `image_size` is out of bounds.
     """
+    options = DataOptions(data_dir=data_dir, max_data_gb=max_gb, image_size=image_size, grey=grey)
+    options.check()
     spec = os.path.expanduser(str(spec))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-    max_bytes = int(min(max_gb * 1e9, sys.maxsize)) if max_gb else memory() // 2
+    max_bytes = _max_bytes(options.max_data_gb)
+    form = Form(options.image_size, options.grey)
     try:
-        if spec == "mnist":
-            arrays, source = npz.load(BUNDLED, max_bytes), str(BUNDLED)
-        elif spec.startswith("tfds:"):
-            arrays, source = tfds.load(spec, data_dir, max_bytes), spec
-        elif spec and Path(spec).is_dir():
-            arrays, source = idx.load(Path(spec), max_bytes), spec
-        elif Path(spec).is_file():
-            arrays, source = npz.load(Path(spec), max_bytes), spec
-        else:
-            name = spec.lower().replace("-", "_").removesuffix(".npz")
-            known = "mnist" if name == "mnist" else f"tfds:{name}" if name.split("/")[0] in mnist_family.SETS else None
-            raise DataError(
-                f"--data {spec}: no such file or folder; {f'perhaps {known}; ' if known else ''}expected mnist,"
-                " tfds:NAME[/CONFIG][:VERSION], a folder with the four IDX files, or a file (.npz, .npy)"
-            )
+        arrays, name = source.read(spec, options.data_dir, form, max_bytes, stream)
     except OSError as error:
         where = error.filename or f"--data {spec}"
         raise DataError(
             f"{where}: cannot be read ({error.strerror or error}); expected readable files; check their permissions, or"
             " name another --data"
         ) from None
-    return _dataset(arrays, source)
+    return _dataset(arrays, name, form, max_bytes)
 
 
-def checked(dataset: Dataset) -> Dataset:
+def checked(dataset: Dataset, image_size: tuple[int, int] | None = None, grey: bool = False) -> Dataset:
     """A data set that a caller has made, brought into the form that `Dataset` promises.
 
     Raises:
       DataError: An array holds something else than images.
     """
     arrays = {name: np.asarray(array) for name, array in dataset._asdict().items() if array is not None}
-    return _dataset(arrays, "dataset")
+    return _dataset(arrays, "dataset", Form(image_size, grey), _max_bytes(None))
 
 
-def _dataset(arrays: dict[str, np.ndarray], source: str) -> Dataset:
+def _max_bytes(max_gb: float | None) -> int:
+    return int(min(max_gb * 1e9, sys.maxsize)) if max_gb else memory() // 2
+
+
+def _dataset(arrays: dict[str, np.ndarray], name: str, form: Form, max_bytes: int) -> Dataset:
     """Checks the arrays of a source and brings them into the form that `Dataset` promises."""
 
-    def part(name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        images = _images(arrays[f"{name}_images"], f"{source}: {name}_images")
-        return images, _labels(arrays.get(f"{name}_labels"), len(images), f"{source}: {name}_labels")
+    def part(split: str) -> tuple[Any, np.ndarray | None]:
+        images = _images(arrays[f"{split}_images"], f"{name}: {split}_images")
+        return images, _labels(arrays.get(f"{split}_labels"), len(images), f"{name}: {split}_labels")
 
     train, train_labels = part("train")
     if "test_images" in arrays:
@@ -135,30 +157,42 @@ def _dataset(arrays: dict[str, np.ndarray], source: str) -> Dataset:
     else:
         if len(train) < 2:
             raise DataError(
-                f"{source}: holds {len(train)} image and no test images; expected at least 2 images, to train and test"
+                f"{name}: holds {len(train)} image and no test images; expected at least 2 images, to train and test"
                 " on; add images"
             )
         is_test = _test_share(len(train))
-        train, test = train[~is_test], train[is_test]
+        if isinstance(train, MappedImages):
+            train, test = train.chosen(~is_test), train.chosen(is_test)
+        else:
+            train, test = train[~is_test], train[is_test]
         test_labels = None if train_labels is None else train_labels[is_test]
         train_labels = None if train_labels is None else train_labels[~is_test]
+    if train.dtype == test.dtype == np.uint8 and all(
+        piece.max() <= 1 for part in (train, test) for piece in pieces(part)
+    ):
+        train, test = (_white_at_255(images) for images in (train, test))
+    train, test = (form.arrays(images, name, max_bytes) for images in (train, test))
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise DataError(
-            f"{source}: training images are {train.dtype} of shape {list(train.shape[1:])}, test images {test.dtype} of"
-            f" shape {list(test.shape[1:])}; expected the same type and shape"
+            f"{name}: training images are {train.dtype} of shape {list(train.shape[1:])}, test images {test.dtype} of"
+            f" shape {list(test.shape[1:])}; expected the same type and shape (--image-size and --grey change shapes)"
         )
-    if train.dtype == np.uint8 and max(train.max(), test.max()) == 1:
-        train, test = train * np.uint8(255), test * np.uint8(255)
     return Dataset(train, train_labels, test, test_labels)
 
 
-def _images(images: np.ndarray, name: str) -> np.ndarray:
+def _white_at_255(images: Any) -> Any:
+    if isinstance(images, MappedImages):
+        return images.white_at_255()
+    return images * np.uint8(255)
+
+
+def _images(images: Any, name: str) -> Any:
     """Images as bytes or float32, [images, height, width] or with channels at the end; nothing is guessed silently."""
     if images.ndim == 2 and images.shape[1] == math.isqrt(images.shape[1]) ** 2 > 1:
         side = math.isqrt(images.shape[1])
         say(f"{name}: rows of {images.shape[1]} values are taken as images of {side} x {side}")
-        images = images.reshape(-1, side, side)
-    if images.ndim not in (3, 4) or not images.size:
+        images = _reshaped(images, side, side)
+    if images.ndim not in (3, 4) or not math.prod(images.shape):
         raise DataError(
             f"{name}: has shape {list(images.shape)}; expected [images, height, width] or [images, height, width,"
             " channels], each at least 1"
@@ -174,23 +208,38 @@ def _images(images: np.ndarray, name: str) -> np.ndarray:
         return images.astype(np.uint8)
     if images.dtype.kind != "f":
         raise DataError(f"{name}: has type {images.dtype}; expected integers from 0 to 255, or floats in [0, 1]")
-    low, high = images.min(), images.max()
+    ranges = [(piece.min(), piece.max()) for piece in pieces(images)]
+    low, high = np.min([low for low, _ in ranges]), np.max([high for _, high in ranges])
     if np.isnan(low):
         raise DataError(f"{name}: holds NaN (not a number); expected floats in [0, 1]")
+    if isinstance(images, MappedImages) and (low < 0 or high > 1):
+        raise DataError(
+            f"{name}: holds floats from {low:.9g} to {high:.9g}, and stays in its file; expected floats in [0, 1], or"
+            " uint8 from 0 to 255; write it again"
+        )
+    if isinstance(images, MappedImages):
+        return images
     if low < -FLOAT_NOISE or high > 1 + FLOAT_NOISE:
+        if low >= 0 and 1 < high <= 255 and all((image == np.rint(image)).all() for image in images):
+            return images.astype(np.uint8)
         raise DataError(
             f"{name}: holds floats from {low:.9g} to {high:.9g}; expected floats in [0, 1], or uint8 from 0 to 255"
         )
     return np.clip(images.astype(np.float32), 0, 1) if low < 0 or high > 1 else images.astype(np.float32, copy=False)
 
 
-def _channels_last(images: np.ndarray, name: str) -> np.ndarray:
+def _reshaped(images: Any, height: int, width: int) -> Any:
+    """Images of the same values as [images, height, width]."""
+    return images.of_shape(height, width) if isinstance(images, MappedImages) else images.reshape(-1, height, width)
+
+
+def _channels_last(images: Any, name: str) -> Any:
     """Images with four dimensions: drops a channel axis of length 1, and refuses channels that seem to come first."""
-    _, first, _, last = images.shape
+    _, first, second, last = images.shape
     if last == 1:
-        return images[..., 0]
+        return _reshaped(images, first, second)
     if first == 1 and last > MOST_CHANNELS:
-        return images[:, 0]
+        return _reshaped(images, second, last)
     if first <= MOST_CHANNELS < last:
         raise DataError(
             f"{name}: has shape {list(images.shape)}, which looks like channels first; expected [images, height, width,"
@@ -223,7 +272,6 @@ def _test_share(count: int) -> np.ndarray:
 
     It is drawn from raw PCG64 output, which is the same in every version of NumPy; a permutation need not be.
     """
-    order = np.argsort(np.random.PCG64(0).random_raw(count), kind="stable")
-    is_test = np.zeros(count, bool)
-    is_test[order[: max(1, count // TEST_SHARE)]] = True
-    return is_test
+    draws = np.random.PCG64(0).random_raw(count)
+    last = max(1, count // TEST_SHARE) - 1
+    return draws <= np.partition(draws, last)[last]

@@ -44,6 +44,11 @@ def load(folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
     return arrays
 
 
+def is_there(folder: Path) -> bool:
+    """Whether a folder holds IDX files. Raises as `load` does, where it holds some of the four only."""
+    return bool(_find(folder))
+
+
 def read(
     file: io.BufferedIOBase, name: str, size: int, dims: tuple[int, ...], max_bytes: int = sys.maxsize
 ) -> np.ndarray:
@@ -96,21 +101,18 @@ def _read_exactly(file: io.BufferedIOBase, count: int, name: str) -> bytes:
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    """The path of each file; the unpacked file where both exist, as torchvision leaves them. Labels may be missing."""
+    """The path of each file, if there are any; the unpacked file where both exist, as torchvision leaves them."""
     for place in (folder, *sorted(folder.glob("*/raw")), folder / "raw"):
         found = {part: path for part, stem in STEMS.items() if (path := _find_part(place, part, stem))}
         missing = [stem for part, stem in STEMS.items() if part.endswith("images") and part not in found]
-        if found and missing:
+        if found and missing:  # labels may be missing
             raise DataError(
                 f"--data {folder}: {place} holds {len(found)} of the four IDX files; add {' and '.join(missing)}"
                 " (-idx3-ubyte; .gz or not)"
             )
         if found:
             return found
-    raise DataError(
-        f"--data {folder}: holds no IDX files; expected train-images-idx3-ubyte and t10k-images-idx3-ubyte, and the"
-        " labels if there are any, gzipped or not, in it, in its raw, or in the raw of one of its folders"
-    )
+    return {}
 
 
 def _find_part(folder: Path, part: str, stem: str) -> Path | None:

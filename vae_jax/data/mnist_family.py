@@ -74,31 +74,25 @@ SETS = {
 }
 
 
-def find(spec: str, name: str, config: str | None, version: str | None) -> tuple[Source, str]:
+def find(spec: str, name: str, config: str | None) -> tuple[Source, str]:
     """Where to download a set of the MNIST family from.
 
     Args:
       spec: The set's name in messages.
       name: A key of `SETS`.
       config: The configuration; None for the default.
-      version: The version; None for the only one there is.
 
     Returns:
       The source, and the configuration ("" if the set has none).
 
     Raises:
-      DataError: There is no such configuration, or the version cannot be downloaded.
+      DataError: There is no such configuration.
     """
     source = SETS[name]
     config = config or source.configs[0]
     if config not in source.configs:
         expected = f"one of {', '.join(source.configs)}" if any(source.configs) else f"tfds:{name} alone"
         raise DataError(f"--data {spec}: {name} has no configuration {config}; expected {expected}")
-    if version and version != source.version:
-        raise DataError(
-            f"--data {spec}: {name} cannot be downloaded at version {version}; expected {source.version}, or a prepared"
-            f" copy of {version} in --data-dir"
-        )
     return source, config
 
 

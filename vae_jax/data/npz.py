@@ -3,6 +3,8 @@
 import contextlib
 import io
 import math
+import struct
+import sys
 import warnings
 import zipfile
 import zlib
@@ -13,6 +15,7 @@ from typing import cast
 import numpy as np
 
 from vae_jax.data.bounded import MAX_DEFLATE_RATIO, read_into, require_size
+from vae_jax.data.mapped import MappedImages
 from vae_jax.system.console import say
 from vae_jax.system.errors import DataError, reason
 
@@ -87,6 +90,52 @@ def load_array(path: Path, names: Sequence[str], max_bytes: int) -> np.ndarray:
                 raise DataError(f"{path}: holds the arrays {sorted(members)!r:.200}; expected {' or '.join(names)}")
             with _open(archive, members[name], f"{path}: array {name}") as file:
                 return _read(file, f"{path}: array {name}", size * MAX_DEFLATE_RATIO, max_bytes)
+
+
+def map_images(path: Path, max_bytes: int) -> dict[str, np.ndarray | MappedImages] | None:
+    """The arrays of `load`, whose images stay in the file; None if they cannot.
+
+    Images can stay if they are bytes or float32 in the machine's byte order, in C order, and not compressed.
+
+    Args:
+      path: An .npy or .npz file.
+      max_bytes: The most bytes that all labels together may take in memory.
+
+    Raises:
+      DataError: As `load`.
+    """
+    size = path.stat().st_size
+    with _explain_damage(path), path.open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            images = _map(path, file, 0, size)
+            return None if images is None else {"train_images": images}
+        arrays: dict[str, np.ndarray | MappedImages] = {}
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            for part, name in _names(path, members).items():
+                member = members[name]
+                if part.endswith("images"):
+                    stored = member.compress_type == zipfile.ZIP_STORED
+                    file.seek(member.header_offset + 26)  # the lengths of the name and of what follows it
+                    skip = 30 + sum(struct.unpack("<HH", file.read(4)))
+                    images = _map(path, file, member.header_offset + skip, size) if stored else None
+                    if images is None:
+                        return None
+                    arrays[part] = images
+                else:
+                    with _open(archive, member, f"{path}: array {name}") as labels, contextlib.suppress(ObjectsError):
+                        arrays[part] = _read(labels, f"{path}: array {name}", size * MAX_DEFLATE_RATIO, max_bytes)
+        return arrays
+
+
+def _map(path: Path, file: io.BufferedIOBase, start: int, size: int) -> MappedImages | None:
+    file.seek(start)
+    shape, fortran_order, dtype = _read_header(file, str(path))
+    if fortran_order or not dtype.isnative or dtype not in (np.uint8, np.float32) or not 2 <= len(shape) <= 4:
+        return None
+    offset = file.tell()
+    require_size(str(path), shape, math.prod(shape) * dtype.itemsize, size - offset, sys.maxsize)
+    return MappedImages(path, offset, dtype, shape)
 
 
 @contextlib.contextmanager

@@ -38,12 +38,7 @@ def prepare(spec: str, root: Path, name: str, config: str | None, version: str |
     Raises:
       DataError: TFDS does not know the set, TensorFlow is missing, or the set cannot be downloaded or prepared.
     """
-    try:
-        builder_class = tfds.builder_cls(name)
-    except tfds.core.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
-        hint = f"perhaps {' or '.join(near)}" if near else "https://www.tensorflow.org/datasets/catalog lists them"
-        raise DataError(f"--data {spec}: TFDS has no set {name}; {hint}") from None
+    builder_class = _builder_class(spec, name)
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
             f"--data {spec}: preparing this set needs TensorFlow, which is not installed; pip install tensorflow, or"
@@ -65,6 +60,27 @@ def prepare(spec: str, root: Path, name: str, config: str | None, version: str |
         ) from error
     say(f"{spec}: prepared in {builder.data_dir}")
     return Path(builder.data_dir)
+
+
+def versions(spec: str, name: str) -> list[str]:
+    """The versions of a set that TFDS can prepare, its own choice first.
+
+    Raises:
+      DataError: TFDS does not know the set.
+    """
+    builder_class = _builder_class(spec, name)
+    configs = [config.version for config in builder_class.builder_configs.values()]
+    found = (builder_class.VERSION, *builder_class.SUPPORTED_VERSIONS, *configs)
+    return list(dict.fromkeys(str(version) for version in found if version))
+
+
+def _builder_class(spec: str, name: str) -> Any:
+    try:
+        return tfds.builder_cls(name)
+    except tfds.core.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+        hint = f"perhaps {' or '.join(near)}" if near else "https://www.tensorflow.org/datasets/catalog lists them"
+        raise DataError(f"--data {spec}: TFDS has no set {name}; {hint}") from None
 
 
 def read(spec: str, folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
@@ -133,6 +149,6 @@ def _read_split(spec: str, builder: Any, split: str, part: str, max_bytes: int) 
             labels[number] = example["label"]
     if array is None:
         raise DataError(f"--data {spec}: {split} is empty; expected images")
-    # The smallest type that holds the labels, as in the other sources.
-    labels = labels.astype(np.min_scalar_type(labels.max()))
+    # The smallest type that holds the labels, as in the other sources; -1 stands for no label.
+    labels = labels.astype(np.promote_types(*map(np.min_scalar_type, (labels.min(), labels.max()))))
     return {f"{part}_images": array} | ({f"{part}_labels": labels} if has_labels else {})

@@ -1,26 +1,23 @@
-"""Sets of TensorFlow Datasets by name, without TensorFlow where possible, and a cache of their decoded arrays.
+"""Sets of TensorFlow Datasets by name, without TensorFlow where possible.
 
 Finding and reading the cache imports neither tensorflow_datasets nor a downloader: those take longer than the reading.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from vae_jax.data import mnist_family, npz
-from vae_jax.system.console import say
+from vae_jax.data import mnist_family
+from vae_jax.data.cache import File, cached
 from vae_jax.system.errors import DataError
-from vae_jax.system.files import replacing
 
-SPEC = re.compile(r"tfds:(?P<name>[a-z]\w*)(?:/(?P<config>\w[\w.+-]*))?(?::(?P<version>\d+\.\d+\.\d+))?")
-# Rises with every change of the cache's content.
-CACHE_VERSION = 1
+SPEC = re.compile(r"tfds:(?P<name>[a-z]\w*)(?:/(?P<config>\w[\w.+-]*))?(?::(?P<version>[\w.+*-]+))?")
+# How the names of the caches begin.
+PREFIX = "vae_jax-"
 
 
 def load(spec: str, data_dir: Path | None, max_bytes: int) -> dict[str, np.ndarray]:
@@ -50,9 +47,12 @@ def load(spec: str, data_dir: Path | None, max_bytes: int) -> dict[str, np.ndarr
         )
     name, config, version = match.groups()
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    folder = _find_prepared(root, name, config, version)
+    prepared_here = _find_prepared(root, name, config)
+    folder = prepared_here.get(version) if version else next(iter(prepared_here.values()), None)
+    if folder is None and version:
+        _require_version(spec, name, version, list(prepared_here))
     if folder is None and name in mnist_family.SETS:
-        return _load_originals(spec, root, name, config, version, max_bytes)
+        return _load_originals(spec, root, name, config, max_bytes)
     if folder is None:
         from vae_jax.data import prepared
 
@@ -60,17 +60,33 @@ def load(spec: str, data_dir: Path | None, max_bytes: int) -> dict[str, np.ndarr
     return _load_prepared(spec, folder, max_bytes)
 
 
-def _find_prepared(root: Path, name: str, config: str | None, version: str | None) -> Path | None:
-    """The folder of a prepared copy, if there is any."""
+def _find_prepared(root: Path, name: str, config: str | None) -> dict[str, Path]:
+    """The folder of each version that is prepared, the highest version first."""
     folder = root / name
     if config is None:
         # A set with several configurations notes here which is the default.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             config = json.loads((folder / ".config" / "metadata.json").read_bytes())["default_config_name"]
     folder = folder / config if config else folder
-    versions = [folder / version] if version else folder.glob("[0-9]*.[0-9]*.[0-9]*")
-    prepared = [path for path in versions if (path / "dataset_info.json").is_file()]
-    return max(prepared, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)], default=None)
+    prepared = [path for path in folder.glob("[0-9]*.[0-9]*.[0-9]*") if (path / "dataset_info.json").is_file()]
+    prepared.sort(key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)], reverse=True)
+    return {path.name: path for path in prepared}
+
+
+def _require_version(spec: str, name: str, version: str, prepared_here: list[str]) -> None:
+    """Refuses a version that is neither prepared nor can be had, and names those that are there."""
+    if name in mnist_family.SETS:
+        known = [mnist_family.SETS[name].version]
+    else:
+        from vae_jax.data import prepared
+
+        known = prepared.versions(spec, name)
+    if version not in known:
+        here = f"{' and '.join(prepared_here)} in --data-dir" if prepared_here else "no version in --data-dir"
+        raise DataError(
+            f"--data {spec}: {name} has no version {version}; TFDS has {' and '.join(known)}, and there is {here};"
+            f" name one of these, or write tfds:{name} for the newest"
+        )
 
 
 def _load_prepared(spec: str, folder: Path, max_bytes: int) -> dict[str, np.ndarray]:
@@ -80,16 +96,14 @@ def _load_prepared(spec: str, folder: Path, max_bytes: int) -> dict[str, np.ndar
         return prepared.read(spec, folder, max_bytes)
 
     # A copy that is prepared again gets another fingerprint.
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("vae_jax-"))
-    return _cached(
-        folder, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths], decode, max_bytes
-    )
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(PREFIX))
+    # Its files may be moved or copied with their times.
+    fingerprint = [File.of(path.name, path.stat())[:3] for path in paths]
+    return cached(folder, PREFIX, fingerprint, decode, max_bytes)
 
 
-def _load_originals(
-    spec: str, root: Path, name: str, config: str | None, version: str | None, max_bytes: int
-) -> dict[str, np.ndarray]:
-    source, config = mnist_family.find(spec, name, config, version)
+def _load_originals(spec: str, root: Path, name: str, config: str | None, max_bytes: int) -> dict[str, np.ndarray]:
+    source, config = mnist_family.find(spec, name, config)
     folder = root / "downloads" / name
 
     def decode() -> dict[str, np.ndarray]:
@@ -98,39 +112,4 @@ def _load_originals(
         downloads.fetch(spec, source.url, source.sha256, folder)
         return mnist_family.decode(name, config, folder, max_bytes)
 
-    return _cached(folder / config, source.sha256, decode, max_bytes)
-
-
-def _cached(
-    folder: Path, fingerprint: object, decode: Callable[[], dict[str, np.ndarray]], max_bytes: int
-) -> dict[str, np.ndarray]:
-    """The arrays in the cache in `folder`, or else those that `decode` returns, which are then cached.
-
-    Args:
-      folder: A folder for the cache alone or shared with the files that it was decoded from.
-      fingerprint: Identifies those files; a cache with another fingerprint is out of date.
-      decode: Decodes the files.
-      max_bytes: The most bytes that all arrays together may take in memory.
-    """
-    digest = hashlib.sha256(repr(fingerprint).encode()).hexdigest()[:16]
-    path = folder / f"vae_jax-{CACHE_VERSION}-{digest}.npz"
-    if path.is_file():
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise DataError(
-                f"{path}: holds {size / 1e9:,.1f} GB; expected at most {max_bytes / 1e9:,.1f} GB; raise --max-data-gb"
-            )
-        try:
-            return npz.load(path, size)
-        except DataError as error:
-            say(f"{error}; decoding the set again")
-    arrays = decode()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            np.savez(part, **arrays)  # pyright: ignore[reportArgumentType]
-            for outdated in folder.glob("vae_jax-*.npz"):
-                outdated.unlink()
-    except OSError as error:
-        say(f"{path}: not written ({error.strerror}); the next start will decode the set again")
-    return arrays
+    return cached(folder / config, PREFIX, source.sha256, decode, max_bytes)

@@ -51,12 +51,13 @@ class Checkpoints:
       config: The options of the run.
       workdir: Its folder, locked.
       dataset: Its images.
+      checksum: That of the images.
     """
 
-    def __init__(self, config: TrainConfig, workdir: Workdir, dataset: Dataset):
+    def __init__(self, config: TrainConfig, workdir: Workdir, dataset: Dataset, checksum: int):
         self._config = config
         self._workdir = workdir
-        self._checksum = dataset.checksum()
+        self._checksum = checksum
         self._images = len(dataset.train_images)
         self._epoch_steps = math.ceil(self._images / config.batch_size)
         self._pixels = math.prod(dataset.image_shape)
@@ -126,7 +127,8 @@ class Checkpoints:
         if notes["checksum"] != self._checksum:
             raise InputError(
                 f"--data {self._config.data}: holds other images than those of the run in {self._workdir};"
-                " give it those, add --overwrite to replace it, or name another --workdir"
+                " give it those (--image-size and --grey count), add --overwrite to replace it, or name another"
+                " --workdir"
             )
         return arrays, notes
 

@@ -1,4 +1,4 @@
-"""The images of a run on the device, given to the compiled steps chunk by chunk."""
+"""The images of a run, given to the compiled steps chunk by chunk: from the device's memory, or read on the way."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from vae_jax.core import steps
 from vae_jax.core.binarize import binarize
 from vae_jax.core.mesh import Mesh
 from vae_jax.core.objective import Losses
+from vae_jax.core.settings import fixed_settings
 from vae_jax.data.dataset import Dataset, Pixels
+from vae_jax.data.mapped import MappedImages
 from vae_jax.system.console import STDERR, tolerate_closed_output
 
 # Between two chunks the progress bar moves and a signal can stop the run. So many floating-point operations take
 # 2 seconds on a CPU that does 20 GFLOP/s.
 CHUNK_FLOPS = 40e9
+# Bytes of the images of a chunk that are streamed; two chunks are in memory at once.
+STREAM_BYTES = 64e6
 # Test images to show in pictures.
 FIRST = 100
 
@@ -33,10 +37,70 @@ class Chunk(NamedTuple):
 
     steps: range
     batches: Int[Array, "steps batch"]  # numbers of the images of each batch
+    images: Array  # the whole set; or the images of each batch, [steps, batch, pixels]
+
+
+class Source:
+    """The images of one split, as the run sees them.
+
+    Args:
+      images: The images.
+      rule: How grey pixels become black and white.
+      key: The run's key.
+      split: Which part of the set they are.
+      mesh: The devices of the run.
+      stream: Whether they are read chunk by chunk, instead of lying on the devices.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray | MappedImages,
+        rule: Binarize,
+        key: Key[Array, ""],
+        split: Split,
+        mesh: Mesh,
+        stream: bool,
+    ):
+        self.pixels = math.prod(images.shape[1:])
+        self._images, self._key, self._mesh = images, key, mesh
+        self._rule: Binarize = rule
+        self._split: Split = split
+        self.count = len(images)
+        self._resident = None if stream else mesh.replicate(as_seen_by_run(images[:], rule, key, split))
+
+    @property
+    def streamed(self) -> bool:
+        return self._resident is None
+
+    @property
+    def image_bytes(self) -> int:
+        return self.pixels * self._images.dtype.itemsize
+
+    def first(self, count: int) -> Array:
+        """The first images, on one device of this process."""
+        return self._seen(np.arange(min(count, self.count)))
+
+    def of(self, batches: Int[np.ndarray, "steps batch"]) -> Array:
+        """What the compiled steps take for these batches: the whole set, or the images of each batch."""
+        if self._resident is not None:
+            return self._resident
+        numbers = batches[:, self._mesh.own(batches.shape[1])]
+        numbers = np.where(numbers < 0, self.count - 1, numbers)  # an empty place has any image
+        rows = self._seen(numbers.reshape(-1)).reshape(*numbers.shape, -1)
+        return self._mesh.split(np.asarray(rows), axis=1)
+
+    def shape(self, steps: int, batch_size: int) -> Any:
+        """The shape and type of `of` for so many steps."""
+        if self._resident is not None:
+            return self._resident
+        return self._mesh.shape_split((steps, batch_size, self.pixels), self._images.dtype, axis=1)
+
+    def _seen(self, numbers: Int[np.ndarray, " part"]) -> Array:
+        return as_seen_by_run(self._images[numbers], self._rule, self._key, self._split, numbers, self.count)
 
 
 class Feed:
-    """The images of a run on the device, and the compiled programs that take them.
+    """The images of a run, and the compiled programs that take them.
 
     Args:
       config: The options of the run.
@@ -46,24 +110,26 @@ class Feed:
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, state: steps.TrainState, mesh: Mesh):
+        self._key = jax.random.key(config.seed)  # a step donates the one in the state
+        self._mesh = mesh
         # Under `dynamic`, each step draws for itself; the test images are drawn once, so that epochs can be compared.
         train_rule = "none" if state.dynamic else config.binarize
-        self._key = jax.random.key(config.seed)  # a step donates the one in the state
-        self.train_images = mesh.replicate(as_seen_by_run(dataset.train_images, train_rule, self._key, "train"))
-        test_images = as_seen_by_run(dataset.test_images, config.binarize, self._key, "test")
-        self.first_test_images = jnp.copy(test_images[:FIRST])
-        self.test_images = mesh.replicate(test_images)
+        train_images, test_images = dataset.train_images, dataset.test_images
+        stream = config.stream == "always" or isinstance(train_images, MappedImages)
+        self._train = Source(train_images, train_rule, self._key, "train", mesh, stream)
+        self._test = Source(test_images, config.binarize, self._key, "test", mesh, stream)
+        self.train_count, self.test_count = self._train.count, self._test.count
+        self.first_test_images = self._test.first(FIRST)
         self.image_shape = dataset.image_shape
         self.pixels: Pixels = dataset.pixels(config.binarize)
-        self._mesh = mesh
         # A set smaller than a batch makes a smaller batch, of equal shards all the same.
-        images = config.shards * math.ceil(len(self.train_images) / config.shards)
-        self._batch_size = min(config.batch_size, images)
-        self._test_batches = mesh.replicate(steps.split_batches(jnp.arange(len(self.test_images)), self._batch_size))
+        self._batch_size = min(config.batch_size, config.shards * math.ceil(self.train_count / config.shards))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        self._chunks = chunk_steps(
-            math.ceil(len(self.train_images) / self._batch_size), step_flops(self._batch_size, parameters)
-        )
+        flops = step_flops(self._batch_size, parameters)
+        most = int(max(1, STREAM_BYTES // (self._batch_size * self._train.image_bytes))) if stream else None
+        self._chunks = chunk_steps(math.ceil(self.train_count / self._batch_size), flops, most)
+        test_steps = math.ceil(self.test_count / self._batch_size)
+        self._test_chunks = chunk_steps(test_steps, 0, most) if stream else [range(test_steps)]
         self._programs: dict[Any, Future] = {}
 
     def compile_ahead(self, state: steps.TrainState, skip: int = 0) -> None:
@@ -77,17 +143,22 @@ class Feed:
           state: Of the shapes and types to compile for.
           skip: Steps of the first epoch that are already done.
         """
-        lengths = {len(chunk) for chunk in (*self._chunks, *_rest(self._chunks, skip))}
-        batches = {length: jax.ShapeDtypeStruct((length, self._batch_size), jnp.int32) for length in lengths}
         lowered: dict[Any, Any] = {
-            "shuffle": steps.shuffled_batches.lower(self._key, 0, len(self.train_images), self._batch_size),
-            "evaluate": self._mesh.jit(steps.eval_epoch, None, None, None).lower(
-                state, self.test_images, self._test_batches
-            ),
+            "shuffle": steps.shuffled_batches.lower(self._key, 0, self.train_count, self._batch_size)
         }
-        train = self._mesh.jit(steps.train_epoch, None, None, None, donate=True)
-        for length in lengths:
-            lowered[length] = train.lower(state, self.train_images, batches[length])
+        split = 1 if self._train.streamed else None
+        evaluate = self._mesh.jit(steps.eval_epoch, None, split, None, None)
+        train = self._mesh.jit(steps.train_epoch, None, split, None, donate=True)
+
+        def batches(length: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((length, self._batch_size), jnp.int32)
+
+        for length in {len(chunk) for chunk in self._test_chunks}:
+            images = self._test.shape(length, self._batch_size)
+            lowered["evaluate", length] = evaluate.lower(state, images, batches(length), jnp.int32(0))
+        for length in {len(chunk) for chunk in (*self._chunks, *_rest(self._chunks, skip))}:
+            images = self._train.shape(length, self._batch_size)
+            lowered["train", length] = train.lower(state, images, batches(length))
         pool = ThreadPoolExecutor(1)
         self._programs = {name: pool.submit(program.compile) for name, program in lowered.items()}
         pool.shutdown(wait=False)
@@ -98,25 +169,57 @@ class Feed:
 
     def chunks(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
         """The steps of an epoch after the first `skip`, with a progress bar where there is a terminal."""
-        batches = self._programs["shuffle"].result()(self._key, epoch)
-        count = len(self.train_images)
-        bar = tqdm(total=count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None)
+        batches = np.asarray(self._programs["shuffle"].result()(self._key, epoch))
+        bar = tqdm(
+            total=self.train_count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None
+        )
         with bar:
-            for chunk in _rest(self._chunks, skip):
+            for chunk in self._read_ahead(self._train, batches, _rest(self._chunks, skip)):
                 with tolerate_closed_output(STDERR):
-                    bar.update(chunk.start * self._batch_size - bar.n)
-                yield Chunk(chunk, self._mesh.replicate(batches[chunk.start : chunk.stop]))
+                    bar.update(chunk.steps.start * self._batch_size - bar.n)
+                yield chunk
 
     def train(self, state: steps.TrainState, chunk: Chunk) -> tuple[steps.TrainState, Losses]:
         """Takes the steps of a chunk: `steps.train_epoch`."""
-        return self._programs[len(chunk.steps)].result()(state, self.train_images, chunk.batches)
+        return self._programs["train", len(chunk.steps)].result()(state, chunk.images, chunk.batches)
 
     def evaluate(self, state: steps.TrainState) -> Losses:
         """The losses of each test batch: `steps.eval_epoch`."""
-        return self._programs["evaluate"].result()(state, self.test_images, self._test_batches)
+        numbers = steps.split_batches(jnp.arange(self.test_count), self._batch_size)
+        parts: list[Losses] = []
+        for chunk in self._read_ahead(self._test, np.asarray(numbers), self._test_chunks):
+            program = self._programs["evaluate", len(chunk.steps)].result()
+            parts.append(
+                program(state, chunk.images, chunk.batches, self._mesh.replicate(jnp.int32(chunk.steps.start)))
+            )
+        # On the host, one device and many give the same.
+        return jax.tree.map(lambda *losses: jnp.concatenate([np.asarray(part) for part in losses]), *parts)
+
+    def _read_ahead(self, source: Source, batches: np.ndarray, chunks: list[range]) -> Iterator[Chunk]:
+        """The chunks; while one is in use, a thread reads the next."""
+
+        def read(chunk: range) -> Chunk:
+            numbers = batches[chunk.start : chunk.stop]
+            with fixed_settings():  # jax's settings hold for one thread
+                return Chunk(chunk, self._mesh.replicate(jnp.asarray(numbers)), source.of(numbers))
+
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(read, chunks[0]) if chunks else None
+            for number in range(len(chunks)):
+                assert following is not None
+                chunk = following.result()
+                following = pool.submit(read, chunks[number + 1]) if number + 1 < len(chunks) else None
+                yield chunk
 
 
-def as_seen_by_run(images: np.ndarray, rule: Binarize, key: Key[Array, ""], split: Split) -> Array:
+def as_seen_by_run(
+    images: np.ndarray,
+    rule: Binarize,
+    key: Key[Array, ""],
+    split: Split,
+    numbers: Int[np.ndarray, " part"] | None = None,
+    total: int = 0,
+) -> Array:
     """A split's images on the device as a run with this key sees them: flat, and binarized with the run's own draw.
 
     Args:
@@ -124,13 +227,15 @@ def as_seen_by_run(images: np.ndarray, rule: Binarize, key: Key[Array, ""], spli
       rule: How grey pixels become black and white.
       key: The run's key, `jax.random.key(seed)`.
       split: Which part of the set the images are.
+      numbers: Where they are only some images of the split, their numbers.
+      total: And how many images the split has.
 
     Returns:
       [images, pixels], of the same type.
     """
     purpose = steps.TEST_PIXELS if split == "test" else steps.PIXELS
     flat = jnp.asarray(images.reshape(len(images), -1))
-    return binarize(flat, rule, jax.random.fold_in(key, purpose))
+    return binarize(flat, rule, jax.random.fold_in(key, purpose), numbers, total)
 
 
 def step_flops(batch_size: int, parameters: int) -> int:
@@ -142,12 +247,12 @@ def step_flops(batch_size: int, parameters: int) -> int:
     return 6 * (batch_size + 16) * parameters + 2_000_000
 
 
-def chunk_steps(steps: int, step_flops: int) -> list[range]:
-    """The steps of an epoch in chunks, all of one length where that is possible.
+def chunk_steps(steps: int, step_flops: int, most: int | None = None) -> list[range]:
+    """The steps of an epoch in chunks, all of one length where that is possible, of at most `most` steps each.
 
     Each length is compiled by itself, so a divisor of `steps` is worth being up to twice as far from the ideal.
     """
-    longest = min(steps, max(1, int(CHUNK_FLOPS / step_flops)))
+    longest = min(steps, most or steps, max(1, int(CHUNK_FLOPS / max(1, step_flops))))
     length = next((n for n in range(longest, longest // 2, -1) if steps % n == 0), longest)
     return [range(steps)[start : start + length] for start in range(0, steps, length)]
 

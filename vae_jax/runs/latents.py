@@ -44,8 +44,6 @@ def encode(
 ) -> Latents:
     """Encodes images as the model's run saw them, with a progress bar where the output is a terminal.
 
-    Grey images go to the device batch by batch; only those made black and white are all there at once, for their draw.
-
     Args:
       trained: The model.
       dataset: The images.
@@ -64,15 +62,14 @@ def encode(
     labels = {"train": dataset.train_labels, "test": dataset.test_labels}
     sizes = [len(images[split]) for split in splits]
     batch_size = min(batch_size, max(sizes))
+    key = jax.random.key(trained.options.get("seed", 0))
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     with tqdm(total=sum(sizes), unit=" images", unit_scale=True, desc="encode", leave=False, disable=None) as bar:
         for split in splits:
-            flat = images[split].reshape(len(images[split]), -1)
-            if rule != "none":
-                key = jax.random.key(trained.options.get("seed", 0))
-                flat = np.asarray(as_seen_by_run(flat, rule, key, split))
-            for start in range(0, len(flat), batch_size):
-                batch = flat[start : start + batch_size]
+            count = len(images[split])
+            for start in range(0, count, batch_size):
+                numbers = np.arange(start, min(start + batch_size, count))
+                batch = np.asarray(as_seen_by_run(images[split][numbers], rule, key, split, numbers, count))
                 # The last batch is filled up, so that one program serves all.
                 mu, logvar = trained.encode(np.pad(batch, ((0, batch_size - len(batch)), (0, 0))))
                 parts.append((mu[: len(batch)], logvar[: len(batch)]))

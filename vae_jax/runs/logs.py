@@ -36,12 +36,19 @@ class Logs:
       config: The options.
       workdir: The folder of the run, locked.
       dataset: Its images.
+      checksum: That of the images.
       device: What computes.
       history: The epochs that a continued run has done.
     """
 
     def __init__(
-        self, config: TrainConfig, workdir: Workdir, dataset: Dataset, device: str, history: Sequence[EpochMetrics]
+        self,
+        config: TrainConfig,
+        workdir: Workdir,
+        dataset: Dataset,
+        checksum: int,
+        device: str,
+        history: Sequence[EpochMetrics],
     ):
         self._config = config
         self._workdir = workdir
@@ -50,7 +57,7 @@ class Logs:
         described = to_json(config) | {
             "image_shape": dataset.image_shape,
             "pixels": pixels,
-            "checksum": dataset.checksum(),
+            "checksum": checksum,
             "versions": {name: importlib.metadata.version(name) for name in ("vae-jax", "jax", "jaxlib", "flax")},
             "device": device,
         }

@@ -110,8 +110,8 @@ class Progress:
         _, test_bce, test_kld = (np.asarray(part).tolist() for part in feed.evaluate(self.state))
         metrics = EpochMetrics(
             self.epoch,
-            *average(self.bce, self.kld, len(feed.train_images), beta),
-            *average(test_bce, test_kld, len(feed.test_images), beta),
+            *average(self.bce, self.kld, feed.train_count, beta),
+            *average(test_bce, test_kld, feed.test_count, beta),
             self.seconds,
             feed.pixels,
         )

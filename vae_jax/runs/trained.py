@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from vae_jax.config import FLOAT32_MAX, GIVEN, Binarize, ModelOptions, Which
+from vae_jax.config import FLOAT32_MAX, GIVEN, Binarize, ModelOptions, Precision, Which
 from vae_jax.data.dataset import Dataset, load
 from vae_jax.runs.metrics import how_far
 from vae_jax.runs.workdir import CONFIG, MODEL
@@ -133,12 +133,19 @@ def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Bi
         raise InputError(f"{config.model}: the images of this run were given to fit; name them with --data")
     data = options.get("data", "mnist") if config.data is None else config.data
     data_dir = config.data_dir or (Path(options["data_dir"]) if options.get("data_dir") else None)
-    dataset = load(data, data_dir, config.max_data_gb or options.get("max_data_gb"))
+    dataset = load(
+        data,
+        data_dir,
+        config.max_data_gb or options.get("max_data_gb"),
+        config.image_size or options.get("image_size"),
+        config.grey or options.get("grey", False),
+        stream="auto",
+    )
     if math.prod(dataset.image_shape) != trained.pixels:
         raise InputError(
             f"{config.model}: takes images of {trained.pixels} pixels, but those of --data {data} have"
             f" {math.prod(dataset.image_shape)} ({' x '.join(map(str, dataset.image_shape))});"
-            " name the image set that it was trained on"
+            " name the image set that it was trained on, or its --image-size and --grey"
         )
     return data, dataset, config.binarize or options.get("binarize", "none")
 
@@ -170,7 +177,13 @@ def _read_options(file: Path) -> dict[str, Any]:
         "export": lambda value: isinstance(value, str),
         "data_dir": lambda value: value is None or isinstance(value, str),
         "max_data_gb": lambda value: value is None or (isinstance(value, int | float) and value > 0),
+        "image_size": lambda value: (
+            value is None
+            or (isinstance(value, list) and len(value) == 2 and all(type(s) is int and 1 <= s <= 4096 for s in value))
+        ),
+        "grey": lambda value: isinstance(value, bool),
         "binarize": lambda value: value in get_args(Binarize),
+        "matmul_precision": lambda value: value in get_args(Precision),
         "seed": lambda value: isinstance(value, int) and 0 <= value < 2**32,
         "beta": lambda value: isinstance(value, int | float),
         "image_shape": lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value),
