@@ -7,14 +7,19 @@ import os
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.report import Check, Report, at_least
 from benchmarks.turns import REST_S, Measured, Worker, resolve
+
+if TYPE_CHECKING:
+    from vae_jax import Dataset
 
 COUNTS, QUICK_COUNTS = (2, 4), (2,)
 BATCHES, QUICK_BATCHES = (128, 1024, 8192), (128, 1024)
@@ -24,6 +29,7 @@ ROUNDS, QUICK_ROUNDS = 5, 2
 CHECKED = 1024
 DDP = "PyTorch, DistributedDataParallel (gloo)"
 APART = "vae_jax, the same without exchange"
+STREAMED = "vae_jax, streamed from an .npz"
 
 
 class Contender(NamedTuple):
@@ -95,6 +101,7 @@ def contenders(counts: tuple[int, ...]) -> list[Contender]:
             for processes, devices in ((1, 1), (1, count), (count, count))
         ]
         found.append(Contender(APART, "benchmarks.machines:apart", count, count, count))
+    found += [Contender(STREAMED, "benchmarks.machines:streamed", count, count, count) for count in (1, 2)]
     return [*found, Contender(DDP, "benchmarks.machines:distributed_data_parallel", 2, 2, 2)]
 
 
@@ -134,11 +141,17 @@ def _row(group: Group, batch_size: int, images: int, seconds: list[float]) -> di
 
 
 def _compared(row: dict, rows: list[dict]) -> dict:
-    """The speed of a row against one device with the same shards, and the share of the exchange between processes."""
-    if row["devices"] == 1 or "images/s" not in row:
-        return {}
+    """The speed of a row against one device with the same shards, and the share of the exchange between processes; that
+    of streamed images against the same in memory."""
+    layout = (row["processes"], row["devices"], row["shards"], row["batch"])
+    memory, apart = find(rows, "vae_jax", *layout), find(rows, APART, *layout)
     one = find(rows, "vae_jax", 1, 1, row["shards"], row["batch"])
-    apart = find(rows, APART, row["processes"], row["devices"], row["shards"], row["batch"])
+    if "images/s" not in row:
+        return {}
+    if row["trainer"] == STREAMED:
+        return {"x in memory": row["images/s"] / memory if memory else None}
+    if row["devices"] == 1:
+        return {}
     found = {"x one device": row["images/s"] / one if one else None}
     if apart and row["trainer"] == "vae_jax":
         found["exchange"] = f"{max(0.0, 1 - row['images/s'] / apart):.0%}"
@@ -182,8 +195,28 @@ def serve(
         pipe.send(time.perf_counter() - start)
 
 
-def ours(contender: Contender, number: int, port: int, images: int, batches: tuple[int, ...]) -> dict:
-    """Epochs as in `vae_jax.fit`."""
+def streamed(contender: Contender, number: int, port: int, images: int, batches: tuple[int, ...]) -> dict:
+    """The same with the images in a file, which is read while the model trains."""
+    import numpy as np
+
+    from vae_jax import load
+
+    mnist = load()
+    with tempfile.TemporaryDirectory() as folder:  # once it is open, its content stays
+        file = Path(folder) / "images.npz"
+        np.savez(file, train_images=mnist.train_images[:images], test_images=mnist.test_images)
+        return ours(contender, number, port, images, batches, load(str(file), stream="always"))
+
+
+def ours(
+    contender: Contender,
+    number: int,
+    port: int,
+    images: int,
+    batches: tuple[int, ...],
+    dataset: "Dataset | None" = None,
+) -> dict:
+    """Epochs as in `vae_jax.fit`, on the first images of MNIST by default."""
     import jax
 
     from vae_jax import TrainConfig
@@ -191,11 +224,17 @@ def ours(contender: Contender, number: int, port: int, images: int, batches: tup
 
     given = (f"localhost:{port}", contender.processes, number) if contender.processes > 1 else (None, None, None)
     coordinator, processes, process = given
-    config = TrainConfig(shards=contender.shards, coordinator=coordinator, processes=processes, process=process)
+    config = TrainConfig(
+        shards=contender.shards,
+        coordinator=coordinator,
+        processes=processes,
+        process=process,
+        stream="auto" if dataset is None else "always",
+    )
     mesh = join(config).mesh
     if contender.processes > 1:
         jax.distributed.shutdown()  # as `Processes.watch` does; it would complain of the others' end
-    return _epochs(config, mesh, images, batches)
+    return _epochs(config, mesh, dataset or first(images), batches)
 
 
 def apart(contender: Contender, number: int, port: int, images: int, batches: tuple[int, ...]) -> dict:
@@ -208,20 +247,25 @@ def apart(contender: Contender, number: int, port: int, images: int, batches: tu
     os.environ["NPROC"] = str(contender.shards)  # as many threads as with the exchange
     shares = tuple(size // count for size in batches)
     config = TrainConfig(shards=contender.shards // count)
-    epochs = _epochs(config, Mesh(config.shards), images // count, shares)
+    epochs = _epochs(config, Mesh(config.shards), first(images // count), shares)
     return {share * count: epoch for share, epoch in epochs.items()}
 
 
-def _epochs(config: Any, mesh: Any, images: int, batches: tuple[int, ...]) -> dict:
+def first(images: int) -> "Dataset":
+    """The first training images of MNIST."""
+    from vae_jax import load
+
+    mnist = load()
+    return mnist._replace(train_images=mnist.train_images[:images], train_labels=None)
+
+
+def _epochs(config: Any, mesh: Any, dataset: "Dataset", batches: tuple[int, ...]) -> dict:
     import dataclasses
 
     import numpy as np
 
-    from vae_jax import create_state, load
+    from vae_jax import create_state
     from vae_jax.runs.feed import Feed
-
-    mnist = load()
-    dataset = mnist._replace(train_images=mnist.train_images[:images], train_labels=None)
 
     def epoch(batch_size: int) -> Callable[[], float]:
         ours = dataclasses.replace(config, batch_size=batch_size)
@@ -238,7 +282,7 @@ def _epochs(config: Any, mesh: Any, images: int, batches: tuple[int, ...]) -> di
             for chunk in feed.chunks(number):
                 state, losses = feed.train(state, chunk)
                 sums.append(losses.loss)
-            return float(sum(np.asarray(loss).sum() for loss in sums)) / images
+            return float(sum(np.asarray(loss).sum() for loss in sums)) / len(dataset.train_images)
 
         return run
 
