@@ -7,6 +7,7 @@ starts again until the run is finished. The finished run must equal the undistur
 import collections
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -44,6 +46,8 @@ class FaultsConfig(Options):
     """Processes to end with kill -9."""
     stops: int = bounded(20, 1)
     """Processes to end with SIGTERM or Ctrl-C."""
+    processes: int = bounded(1, 1)
+    """Processes that train together; with several, each of the kills loses one of them, in one way or another."""
     flips: int = bounded(300, 1)
     """Bits of the newest checkpoint to flip, one at a time; a third of them in its header."""
     seed: int = 0
@@ -59,26 +63,33 @@ def faults(config: FaultsConfig) -> None:
       InputError: A number is too small, or the folder cannot be written.
     """
     config.check()
-    require_writable("--out", config.out / "faults.json")
-    rng = random.Random(config.seed)
+    experiment = one_process if config.processes == 1 else importlib.import_module("benchmarks.faults_together").run
+    name = "faults" if config.processes == 1 else "faults_together"
+    require_writable("--out", config.out / f"{name}.json")
     environment = report.environment() | {"load before": round(os.getloadavg()[0], 2)}
     with tempfile.TemporaryDirectory() as folder:
-        undisturbed = Path(folder) / "undisturbed"
-        Process(undisturbed).wait()
-        # The second run finds everything compiled, as all later ones do.
-        shutil.rmtree(undisturbed)
-        start = time.perf_counter()
-        Process(undisturbed).wait()
-        whole = time.perf_counter() - start
-        ended = end_at_random(config, Path(folder), rng, whole)
-        damages = damage(undisturbed, config.flips, rng)
-    result = Report(
+        result: Report = experiment(config, Path(folder), random.Random(config.seed))
+    result.settings = dataclasses.asdict(config) | {"out": None}
+    result.environment = environment
+    result.write(config.out)
+    print(result.to_markdown())
+    if not all(check.holds for check in result.checks):
+        sys.exit(1)
+
+
+def one_process(config: FaultsConfig, folder: Path, rng: random.Random) -> Report:
+    """Kills, stops and damages runs of one process."""
+    whole = run_undisturbed(folder)
+    ended = end_at_random(config, folder, rng, whole)
+    damages = damage(folder / "undisturbed", config.flips, rng)
+    wrong = ended["wrong codes"]
+    return Report(
         "faults",
         f"`python -m vae_jax.train --epochs {RUN.epochs} --checkpoint-every {RUN.checkpoint_every} --binarize"
         f" {RUN.binarize}` takes {whole:.0f} seconds. It was ended at random moments, and started again until it was"
         " finished. Then the newest checkpoint of an undisturbed run was damaged: cut, emptied, grown, deleted, and"
         " single bits flipped; after each damage, the newest intact checkpoint was read.",
-        dataclasses.asdict(config) | {"out": None},
+        {},
         {"Processes ended": ended["by"], "Newest checkpoint": damages},
         [
             Check(
@@ -88,9 +99,10 @@ def faults(config: FaultsConfig) -> None:
             ),
             Check(
                 f"SIGTERM and Ctrl-C end a process within {SECONDS_TO_STOP} s, with exit code 143 or 130",
-                f"{ended['stops']} stops, at most {ended['slowest stop s']:.2f} s, {ended['wrong codes']} wrong codes"
+                f"{ended['stops']} stops, at most {ended['slowest stop s']:.2f} s, {len(wrong)} wrong codes"
+                f"{': ' * bool(wrong)}{', '.join(wrong)}"
                 f" ({ended['early']} died of the signal while Python itself was starting)",
-                ended["slowest stop s"] <= SECONDS_TO_STOP and not ended["wrong codes"],
+                ended["slowest stop s"] <= SECONDS_TO_STOP and not wrong,
             ),
             Check(
                 "after any damage, the run goes on from the checkpoint before, or reads the same content",
@@ -98,34 +110,46 @@ def faults(config: FaultsConfig) -> None:
                 all(row["recovered"] == row["damages"] for row in damages),
             ),
         ],
-        environment,
     )
-    result.write(config.out)
-    print(result.to_markdown())
-    if not all(check.holds for check in result.checks):
-        sys.exit(1)
 
 
-def config_in(folder: Path) -> TrainConfig:
+def run_undisturbed(folder: Path, **options: Any) -> float:
+    """Trains in the folder `undisturbed`; returns the seconds of a whole command."""
+    run = folder / "undisturbed"
+    Process(run, **options).wait()
+    # The second run finds everything compiled, as all later ones do.
+    shutil.rmtree(run)
+    start = time.perf_counter()
+    Process(run, **options).wait()
+    return time.perf_counter() - start
+
+
+def config_in(folder: Path, **options: Any) -> TrainConfig:
     """The options of a run that writes all its files into `folder`."""
-    return dataclasses.replace(RUN, workdir=folder / "run", export=folder / "vae.pth")
+    return dataclasses.replace(RUN, workdir=folder / "run", export=folder / "vae.pth", **options)
 
 
 class Process:
-    """A process of the training command."""
+    """A process of the training command.
 
-    def __init__(self, folder: Path):
+    Args:
+      folder: For the files of its run.
+      devices: How many devices its CPU has.
+      options: Of the command, beyond those of `RUN`.
+    """
+
+    def __init__(self, folder: Path, devices: int = 1, **options: Any):
         folder.mkdir(parents=True, exist_ok=True)
-        self._output = folder.with_suffix(".txt")
+        self._output = folder.with_suffix(f".{options.get('process', 0)}.txt")
         # Compiled once for all processes, so that they spend most of their time training.
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
+        command = shlex.split(config_in(folder, **options).command)
         with self._output.open("w") as output:
-            self.popen = subprocess.Popen(
-                shlex.split(config_in(folder).command), stdout=output, stderr=subprocess.STDOUT, env=environment
-            )
+            self.popen = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Waits for its end, at most so many seconds; returns whether it has ended.
@@ -138,13 +162,18 @@ class Process:
         except subprocess.TimeoutExpired:
             return False
         if code:
-            raise RuntimeError(f"exit code {code}: {self._output.read_text()}")
+            raise RuntimeError(f"exit code {code}: {self.text}")
         return True
+
+    @property
+    def text(self) -> str:
+        """What it has printed."""
+        return self._output.read_text()
 
     @property
     def phase(self) -> str:
         """The phase it has reached, according to its output."""
-        text = self._output.read_text()
+        text = self.text
         if "saved" in text:
             return "after the export"
         return "training" if "losses: " in text else "starting"
@@ -160,7 +189,8 @@ def end_at_random(config: FaultsConfig, folder: Path, rng: random.Random, whole:
       whole: Seconds that the undisturbed run took.
     """
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    found = {"runs": 0, "same": 0, "kills": 0, "stops": 0, "slowest stop s": 0.0, "early": 0, "wrong codes": 0}
+    found: dict[str, Any] = dict.fromkeys(("runs", "same", "kills", "stops", "early"), 0)
+    found |= {"slowest stop s": 0.0, "wrong codes": []}
     undisturbed = contents(folder / "undisturbed")
     with tqdm(total=config.kills + config.stops, unit=" ends", disable=None) as bar:
         while found["kills"] < config.kills or found["stops"] < config.stops:
@@ -188,17 +218,21 @@ def end_at_random(config: FaultsConfig, folder: Path, rng: random.Random, whole:
                     # A process that has exported its model may end before the signal reaches it.
                     late = code == 0 and process.phase == "after the export"
                     found["early"] += early
-                    found["wrong codes"] += code != 128 + number and not early and not late
+                    if code != 128 + number and not early and not late:
+                        found["wrong codes"].append(f"{code} after {number.name} while {phase}")
                     found["stops"] += 1
                 bar.update()
             found["runs"] += 1
             found["same"] += contents(run) == undisturbed
             shutil.rmtree(run)
-    phases = ("starting", "training", "after the export")
-    found["by"] = [
-        {"by": by} | {phase: counts[by, phase] for phase in phases} for by in sorted({by for by, _ in counts})
-    ]
+    found["by"] = by_phase(counts)
     return found
+
+
+def by_phase(counts: collections.Counter[tuple[str, str]]) -> list[dict]:
+    """A row for each way to end, from the numbers of (way, phase)."""
+    phases = ("starting", "training", "after the export")
+    return [{"by": by} | {phase: counts[by, phase] for phase in phases} for by in sorted({by for by, _ in counts})]
 
 
 def contents(folder: Path) -> dict[str, object]:

@@ -65,7 +65,7 @@ def compiled(setting: Setting) -> Runner:
     return Runner(training.epoch)
 
 
-def summed_loss(model: VAE, batch: Tensor, eps: Tensor | None = None) -> Tensor:
+def summed_loss(model: torch.nn.Module, batch: Tensor, eps: Tensor | None = None) -> Tensor:
     """The documented loss, summed over a batch."""
     recon, mu, logvar = model(batch, eps)
     bce, kld = losses(recon, batch, mu, logvar)
@@ -76,7 +76,11 @@ class InMemoryTraining:
     """Epochs over a tensor of images on the device."""
 
     def __init__(
-        self, model: VAE, images: Tensor, batch_size: int, loss: Callable[[VAE, Tensor], Tensor] = summed_loss
+        self,
+        model: torch.nn.Module,
+        images: Tensor,
+        batch_size: int,
+        loss: Callable[[torch.nn.Module, Tensor], Tensor] = summed_loss,
     ):
         self._model, self._images, self._batch_size, self._loss = model, images, batch_size, loss
         self._optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)

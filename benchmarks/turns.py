@@ -172,7 +172,7 @@ def _enter(pipe: Connection, target: str, arguments: tuple) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     try:
         with Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
-            _resolve(target)(pipe, *arguments)
+            resolve(target)(pipe, *arguments)
     except EOFError:
         pass
     except ModuleNotFoundError as error:
@@ -185,7 +185,7 @@ def _enter(pipe: Connection, target: str, arguments: tuple) -> None:
 def serve(pipe: Connection, place: str, setting: Setting) -> None:
     """Prepares a contender, warms it up, and runs it once for each message."""
     start = time.perf_counter()
-    runner: Runner = _resolve(place)(setting)
+    runner: Runner = resolve(place)(setting)
     prepared = time.perf_counter()
     runner.run()
     pipe.send(Measured("", prepared - start, time.perf_counter() - prepared, [], []))
@@ -199,14 +199,14 @@ def answer(pipe: Connection, place: str, cores: list[int], *arguments: Any) -> N
     """Calls a function on the given cores (an empty list means all), and sends its result in a tuple."""
     if cores:
         os.sched_setaffinity(0, cores)
-    pipe.send((_resolve(place)(*arguments),))
+    pipe.send((resolve(place)(*arguments),))
 
 
 def _failed(reason: str) -> Measured:
     return Measured("", None, None, [], [], reason)
 
 
-def _resolve(place: str) -> Callable[..., Any]:
+def resolve(place: str) -> Callable[..., Any]:
     module, _, function = place.partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -249,6 +249,9 @@ class TrainConfig(DataOptions, Recipe):
         given = (self.coordinator, self.processes, self.process)
         if given != (None, None, None) and None in given:
             raise InputError("--coordinator, --processes and --process: expected all three, or none of them")
+        port = (self.coordinator or "HOST:1").rpartition(":")
+        if not (port[0] and port[2].isdecimal() and 0 < int(port[2]) < 2**16):
+            raise InputError(f"--coordinator {self.coordinator}: expected HOST:PORT, such as localhost:12345")
         if self.process is not None and self.processes is not None and self.process >= self.processes:
             raise InputError(f"--process {self.process}: expected a number from 0 to {self.processes - 1}")
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import epoch, evaluate, faults, fidelity, floor, plots, report, scale, start
+from benchmarks import epoch, evaluate, faults, fidelity, floor, machines, plots, report, scale, start
 from benchmarks.jax_contenders import tiled
 from benchmarks.turns import Measured, Runner, Setting, take_turns
 
@@ -67,6 +67,31 @@ def test_flax_contenders_train(name):
         first, second = runner.run(), runner.run()
     assert second < first < 600
     assert runner.share == 1
+
+
+def test_processes_train_together_and_failures_are_rows():
+    ours = machines.Contender("vae_jax", "benchmarks.machines:ours", 2, 2, 2)
+    broken = machines.Contender("broken", f"{__name__}:broken_together", 2, 2, 2)
+    found, failed = machines.measure([ours, broken], images=512, batches=(128,), rounds=1)
+    assert found["images/s"] == pytest.approx(found["steps/s"] * 128)
+    assert failed["note"] == "failed: ValueError: too small"
+
+
+def broken_together(*_) -> dict:
+    raise ValueError("too small")
+
+
+def test_checks_of_processes():
+    def row(trainer, processes, speed):
+        return {"trainer": trainer, "processes": processes, "devices": processes, "shards": 2, "batch": 1024} | speed
+
+    rows = [row("vae_jax", 1, {"images/s": 10.0}), row("vae_jax", 2, {"images/s": 8.0})]
+    found = machines.checks([*rows, row(machines.DDP, 2, {"images/s": 4.0})])
+    assert [(check.found, check.holds) for check in found] == [("0.8 x", False), ("2 x", True)]
+    assert [check.holds for check in machines.checks([*rows, row(machines.DDP, 2, {"note": "failed"})])] == [
+        False,
+        None,
+    ]
 
 
 def test_tiled_images_repeat():
@@ -152,6 +177,16 @@ def instant(monkeypatch):
             "final test loss": 105.0, "lines s": (2.0, 8.0),
         }  # fmt: skip
 
+    def measure(contenders, images, batches, rounds):
+        assert images and rounds
+        return [
+            {"trainer": name, "processes": processes, "devices": devices, "shards": shards, "batch": size}
+            | ({"images/s": 10.0 * size / processes} if shards < 4 else {"note": "failed: x"})
+            for size in batches
+            for name, _, processes, devices, shards in contenders
+        ]
+
+    monkeypatch.setattr(machines, "measure", measure)
     for module in (epoch, evaluate):
         monkeypatch.setattr(module, "take_turns", take_turns)
     for module in (report, scale, start, fidelity):

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -59,8 +60,12 @@ def join(config: TrainConfig) -> Processes:
 
 def _connect(config: TrainConfig) -> None:
     given = (config.coordinator, config.processes, config.process)
-    if config.shards == 1 and given == (None, None, None):
-        return
+    if given == (None, None, None):
+        if config.shards == 1:
+            return
+        _require_known_launcher()
+    elif config.process == 0:
+        _require_free_port(config)
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_check_proxy_envs", False)  # ours names them
@@ -79,19 +84,49 @@ def _connect(config: TrainConfig) -> None:
     thread = threading.Thread(target=initialize, daemon=True)
     thread.start()
     thread.join(config.initialization_timeout)
-    where = f"--coordinator {config.coordinator}" if config.coordinator else "the processes of this cluster"
     if thread.is_alive():
         proxies = [name for name in os.environ if name.lower().endswith("_proxy") and name.lower() != "no_proxy"]
         hint = f"; unset {', '.join(proxies)}, which may lead elsewhere" if proxies else ""
-        what = f"--processes {config.processes}" if config.process == 0 else where
+        late = f"not all processes have come within {config.initialization_timeout} seconds (--initialization-timeout)"
+        if given == (None, None, None):
+            raise InputError(
+                f"--shards {config.shards}: {late}; check that the machines reach each other, or name the address of"
+                f" process 0 with --coordinator, --processes and --process{hint}"
+            )
+        what = f"--processes {config.processes}" if config.process == 0 else f"--coordinator {config.coordinator}"
         raise InputError(
-            f"{what}: not all processes have come within {config.initialization_timeout} seconds"
-            f" (--initialization-timeout); start as many as --processes says, with numbers from 0, and check that the"
-            f" address is that of process 0{hint}"
+            f"{what}: {late}; start as many as --processes says, with numbers from 0, and check that the address is"
+            f" that of process 0{hint}"
         )
-    if problem and (given != (None, None, None) or isinstance(problem[0], jax.errors.JaxRuntimeError)):
-        raise InputError(f"{where}: cannot connect ({reason(problem[0])})")
+    if problem and given != (None, None, None):
+        raise InputError(f"--coordinator {config.coordinator}: cannot connect ({reason(problem[0])})")
+    if problem and not isinstance(problem[0], ValueError):
+        raise InputError(f"--shards {config.shards}: cannot connect the launcher's processes ({reason(problem[0])})")
     # Otherwise there is no cluster: this process is alone.
+
+
+def _require_known_launcher() -> None:
+    """JAX knows Open MPI up to version 4 only; each process of another mpirun would train the whole model, alone."""
+    if "OMPI_MCA_orte_hnp_uri" in os.environ:
+        return
+    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
+        if int(os.environ.get(size, 1)) > 1 and "SLURM_STEP_NODELIST" not in os.environ:
+            raise InputError(
+                f"{size}={os.environ[size]}: jax does not know this kind of mpirun; start"
+                f" bash -c 'python -m vae_jax.train --coordinator HOST:PORT --processes ${size} --process ${rank} ...'"
+            )
+
+
+def _require_free_port(config: TrainConfig) -> None:
+    """Where the port is taken, JAX ends with a segmentation fault."""
+    port = int(str(config.coordinator).rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise InputError(
+            f"--coordinator {config.coordinator}: process 0 cannot listen there ({reason(error)}); give all processes"
+            " another port"
+        ) from None
 
 
 class Processes:
