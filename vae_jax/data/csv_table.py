@@ -118,8 +118,9 @@ def _named_layout(path: Path, names: list[str]) -> Layout:
     numbers = [[int(digits) for digits in re.findall(r"\d+", name)] for name in pixels]
     in_order = all(numbers) and numbers == sorted(numbers) and len(set(map(tuple, numbers))) == len(numbers)
     if len(labels) > 1 or not _is_square(len(pixels)) or not in_order:
+        listed = printable(", ".join(names[:4])[:200])
         raise DataError(
-            f"{path}: has the columns {printable(', '.join(names[:4])[:200])}, ... ({len(names)} in all); expected n x n columns of"
+            f"{path}: has the columns {listed}, ... ({len(names)} in all); expected n x n columns of"
             f" pixels, numbered in their order (such as pixel0, pixel1, ...), and perhaps one of labels:"
             f" {' or '.join(LABELS)}"
         )

@@ -91,8 +91,8 @@ def _choose(path: Path, variables: Sequence[Variable]) -> dict[str, Variable]:
     if "train_images" not in found or any(len(same) > 1 for same in found.values()):
         listed = ", ".join(f"{name} ({' x '.join(map(str, shape))} {kind})" for name, kind, shape, _ in variables)
         raise DataError(
-            f"{path}: holds {printable(listed[:300]) or 'no variables'}; expected images in train_images, x_train, images, data or"
-            " X, one of each name, and perhaps labels in train_labels, y_train, labels or y"
+            f"{path}: holds {printable(listed[:300]) or 'no variables'}; expected images in train_images, x_train,"
+            " images, data or X, one of each name, and perhaps labels in train_labels, y_train, labels or y"
         )
     return {part: same[0] for part, same in found.items()}
 

@@ -143,8 +143,8 @@ def _columns(path: Path, file: Any) -> Columns:
     if len(found) != 1 or len(set(schema.names)) < len(schema.names):
         listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise DataError(
-            f"{path}: has the columns {printable(listed[:300])}; expected one of images: {', '.join(IMAGES)}, of encoded images or"
-            " lists of numbers"
+            f"{path}: has the columns {printable(listed[:300])}; expected one of images:"
+            f" {', '.join(IMAGES)}, of encoded images or lists of numbers"
         )
     label = next(
         (name for name in LABELS if name in schema.names and pa.types.is_integer(schema.field(name).type)), None
