@@ -100,9 +100,9 @@ def _connect(config: TrainConfig) -> None:
         )
     if problem and given != (None, None, None):
         raise InputError(f"--coordinator {config.coordinator}: cannot connect ({reason(problem[0])})")
-    if problem and not isinstance(problem[0], ValueError):
+    if problem and isinstance(problem[0], jax.errors.JaxRuntimeError):
         raise InputError(f"--shards {config.shards}: cannot connect the launcher's processes ({reason(problem[0])})")
-    # Otherwise there is no cluster: this process is alone.
+    # Otherwise there is no cluster, or jax is in use already: this process is alone.
 
 
 def _require_known_launcher() -> None:
