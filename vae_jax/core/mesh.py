@@ -140,7 +140,8 @@ class Mesh:
         def put(leaf: Any) -> Array:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
-            return jax.device_put(np.asarray(leaf), sharding)
+            # device_put would compare them between processes, in the thread that reads ahead amid the steps' exchanges.
+            return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), leaf.shape)
 
         return jax.tree.map(put, tree)
 
