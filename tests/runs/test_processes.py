@@ -48,6 +48,7 @@ def options(images):
 def start(config: TrainConfig, devices: int = 1, before: str = "", plain: bool = False) -> subprocess.Popen[str]:
     """Starts the command, quickened or as a user does, where JAX finds so many devices."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # jax has set it here
     pipe = subprocess.PIPE
     words = [sys.executable, "-m", "vae_jax.train", *arguments(config)] if plain else process(config, before)
     return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
