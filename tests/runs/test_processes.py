@@ -45,11 +45,13 @@ def options(images):
     return options
 
 
-def start(config: TrainConfig, devices: int = 1, before: str = "") -> subprocess.Popen[str]:
-    """Starts the quickened command where JAX finds so many devices."""
+def start(config: TrainConfig, devices: int = 1, before: str = "", plain: bool = False) -> subprocess.Popen[str]:
+    """Starts the command, quickened or as a user does, where JAX finds so many devices."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # jax has set it here
     pipe = subprocess.PIPE
-    return subprocess.Popen(process(config, before), cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    words = [sys.executable, "-m", "vae_jax.train", *arguments(config)] if plain else process(config, before)
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def numbered(*configs: TrainConfig) -> list[TrainConfig]:
@@ -225,7 +227,7 @@ def test_devices_that_are_not_there(tmp_path, options):
 def test_a_process_that_nobody_joins(tmp_path, options):
     pair = 2 * [options(tmp_path, initialization_timeout=3)]
     first, second = numbered(*pair)[0], numbered(*pair)[1]  # at two addresses
-    found = ends([start(first), start(second)])
+    found = ends([start(first, plain=True), start(second, plain=True)])
     for what, (code, output, error) in zip(
         ("--processes 2", f"--coordinator {second.coordinator}"), found, strict=True
     ):

@@ -140,7 +140,7 @@ class Mesh:
         def put(leaf: Any) -> Array:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
-            # `jax.device_put` would compare the processes' arrays, by an exchange that needs a connection of its own.
+            # device_put would compare them between processes, in the thread that reads ahead amid the steps' exchanges.
             return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), leaf.shape)
 
         return jax.tree.map(put, tree)
