@@ -36,10 +36,19 @@ class Contender(NamedTuple):
     """A program of one or several processes."""
 
     name: str
-    place: str  # "module:function": called as function(contender, number of the process, port, images, batches)
+    place: str  # "module:function": called as function(contender, number of the process, task)
     processes: int
     devices: int  # of all processes
     shards: int
+
+
+class Task(NamedTuple):
+    """What all contenders do."""
+
+    images: int
+    batches: tuple[int, ...]
+    port: int  # where the processes of a contender meet
+    folder: Path  # for files of a contender
 
 
 class Group:
@@ -47,11 +56,11 @@ class Group:
 
     def __init__(self, contender: Contender, images: int, batches: tuple[int, ...]):
         self.contender = contender
+        self._folder = tempfile.TemporaryDirectory()
         with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
+            task = Task(images, batches, server.getsockname()[1], Path(self._folder.name))
         self._workers = [
-            Worker("benchmarks.machines:serve", contender, number, port, images, batches)
-            for number in range(contender.processes)
+            Worker("benchmarks.machines:serve", contender, number, task) for number in range(contender.processes)
         ]
         for worker in self._workers:
             worker.start()
@@ -69,6 +78,7 @@ class Group:
     def stop(self) -> None:
         for worker in self._workers:
             worker.stop()
+        self._folder.cleanup()
 
 
 def _failure(answers: list[Any]) -> str:
@@ -174,9 +184,7 @@ def checks(rows: list[dict]) -> list[Check]:
     ]
 
 
-def serve(
-    pipe: Connection, contender: Contender, number: int, port: int, images: int, batches: tuple[int, ...]
-) -> None:
+def serve(pipe: Connection, contender: Contender, number: int, task: Task) -> None:
     """A process of a contender: prepares all batch sizes, warms up, and then runs an epoch for each message."""
     each = contender.devices // contender.processes
     os.environ |= {
@@ -184,7 +192,7 @@ def serve(
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    epochs: dict[int, Callable[[], Any]] = resolve(contender.place)(contender, number, port, images, batches)
+    epochs: dict[int, Callable[[], Any]] = resolve(contender.place)(contender, number, task)
     for epoch in epochs.values():
         epoch()
     pipe.send("ready")
@@ -195,34 +203,26 @@ def serve(
         pipe.send(time.perf_counter() - start)
 
 
-def streamed(contender: Contender, number: int, port: int, images: int, batches: tuple[int, ...]) -> dict:
+def streamed(contender: Contender, number: int, task: Task) -> dict:
     """The same with the images in a file, which is read while the model trains."""
     import numpy as np
 
     from vae_jax import load
 
     mnist = load()
-    with tempfile.TemporaryDirectory() as folder:  # once it is open, its content stays
-        file = Path(folder) / "images.npz"
-        np.savez(file, train_images=mnist.train_images[:images], test_images=mnist.test_images)
-        return ours(contender, number, port, images, batches, load(str(file), stream="always"))
+    file = task.folder / f"images{number}.npz"
+    np.savez(file, train_images=mnist.train_images[: task.images], test_images=mnist.test_images)
+    return ours(contender, number, task, load(str(file), stream="always"))
 
 
-def ours(
-    contender: Contender,
-    number: int,
-    port: int,
-    images: int,
-    batches: tuple[int, ...],
-    dataset: "Dataset | None" = None,
-) -> dict:
+def ours(contender: Contender, number: int, task: Task, dataset: "Dataset | None" = None) -> dict:
     """Epochs as in `vae_jax.fit`, on the first images of MNIST by default."""
     import jax
 
     from vae_jax import TrainConfig
     from vae_jax.runs.processes import join
 
-    given = (f"localhost:{port}", contender.processes, number) if contender.processes > 1 else (None, None, None)
+    given = (f"localhost:{task.port}", contender.processes, number) if contender.processes > 1 else (None, None, None)
     coordinator, processes, process = given
     config = TrainConfig(
         shards=contender.shards,
@@ -234,20 +234,20 @@ def ours(
     mesh = join(config).mesh
     if contender.processes > 1:
         jax.distributed.shutdown()  # as `Processes.watch` does; it would complain of the others' end
-    return _epochs(config, mesh, dataset or first(images), batches)
+    return _epochs(config, mesh, dataset or first(task.images), task.batches)
 
 
-def apart(contender: Contender, number: int, port: int, images: int, batches: tuple[int, ...]) -> dict:
+def apart(contender: Contender, number: int, task: Task) -> dict:
     """The same for one process's share of each batch; it trains a model of its own."""
     from vae_jax import TrainConfig
     from vae_jax.core.mesh import Mesh
 
-    del number, port
+    del number
     count = contender.processes
     os.environ["NPROC"] = str(contender.shards)  # as many threads as with the exchange
-    shares = tuple(size // count for size in batches)
+    shares = tuple(size // count for size in task.batches)
     config = TrainConfig(shards=contender.shards // count)
-    epochs = _epochs(config, Mesh(config.shards), first(images // count), shares)
+    epochs = _epochs(config, Mesh(config.shards), first(task.images // count), shares)
     return {share * count: epoch for share, epoch in epochs.items()}
 
 
@@ -289,9 +289,7 @@ def _epochs(config: Any, mesh: Any, dataset: "Dataset", batches: tuple[int, ...]
     return {size: epoch(size) for size in batches}
 
 
-def distributed_data_parallel(
-    contender: Contender, number: int, port: int, images: int, batches: tuple[int, ...]
-) -> dict:
+def distributed_data_parallel(contender: Contender, number: int, task: Task) -> dict:
     """PyTorch's own way: images in memory, a thread for each process (as torchrun has it), Adam in one pass."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
@@ -302,13 +300,13 @@ def distributed_data_parallel(
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // contender.processes))
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://localhost:{port}", rank=number, world_size=contender.processes
+        "gloo", init_method=f"tcp://localhost:{task.port}", rank=number, world_size=contender.processes
     )
     torch.manual_seed(0)
-    own = pixels(Setting(images))[number :: contender.processes]
+    own = pixels(Setting(task.images))[number :: contender.processes]
     return {
         size: InMemoryTraining(DistributedDataParallel(VAE()), own, size // contender.processes).epoch
-        for size in batches
+        for size in task.batches
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -21,7 +22,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from vae_jax.config import TrainConfig, option_name
+from vae_jax.config import INT32_MAX, TrainConfig, option_name
 from vae_jax.core.mesh import Mesh, fix_threads
 from vae_jax.core.settings import require_device
 from vae_jax.runs.workdir import PROCESS
@@ -76,7 +77,8 @@ def _connect(config: TrainConfig) -> None:
         try:
             # Our own timeout comes first: after its own, JAX aborts the process.
             timeout = 2 * config.initialization_timeout + 60
-            jax.distributed.initialize(*given, initialization_timeout=timeout)
+            silence = math.ceil(min(config.heartbeat, INT32_MAX))  # until the watch takes over
+            jax.distributed.initialize(*given, initialization_timeout=timeout, heartbeat_timeout_seconds=silence)
         except Exception as error:
             problem.append(error)
 
