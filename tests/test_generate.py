@@ -304,11 +304,16 @@ def test_an_image_set_is_taken_as_given(weights, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(run))
     shutil.copy(weights, tmp_path / "model.pth")
     asked = []
-    monkeypatch.setattr("vae_jax.runs.trained.load", lambda *options: asked.append(options) or load())
+    monkeypatch.setattr(
+        "vae_jax.runs.trained.load", lambda *options, stream: asked.append((*options, stream)) or load()
+    )
     given = {"data": "", "data_dir": Path("here"), "max_data_gb": 1.0, "image_size": (8, 9)}
     for options in ({}, given):
         generate(Reconstruct(tmp_path, tmp_path / "a.npz", **options))
-    assert asked == [("mnist", Path("sets"), 3.0, (28, 28), True), ("", Path("here"), 1.0, (8, 9), True)]
+    assert asked == [
+        ("mnist", Path("sets"), 3.0, (28, 28), True, "auto"),
+        ("", Path("here"), 1.0, (8, 9), True, "auto"),
+    ]
 
 
 def test_a_run_needs_no_image_set_for_samples(weights, weights_2d, tmp_path):
