@@ -89,7 +89,8 @@ def fit(
         progress.spread(mesh)
         logs = Logs(config, workdir, dataset, checksum, str(mesh), progress.history)
         feed = Feed(config, dataset, progress.state, mesh)
-        say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {mesh}")
+        idle = f", {mesh.idle} more idle (--shards)" if mesh.idle else ""
+        say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {mesh}{idle}")
         say(describe_losses(feed.pixels))
 
         if progress.finished(config):

@@ -122,7 +122,7 @@ class Mesh:
             for device in [device for device in jax.devices() if device.process_index == process][:each_used]
         ]
         self._mesh = jax.sharding.Mesh(np.array(chosen), (AXIS,)) if used > 1 else None
-        self.idle = len(jax.local_devices()) - each_used
+        self.idle = jax.device_count() - used
 
     def __str__(self) -> str:
         kind = jax.devices()[0].device_kind
