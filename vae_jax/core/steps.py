@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt, UInt8
 
 from vae_jax.config import INT32_MAX, TrainConfig
 from vae_jax.core.binarize import draw
@@ -117,7 +117,7 @@ def shuffled_batches(
 
 
 @partial(jax.jit, static_argnames="images")
-def shuffle_bits(key: Key[Array, ""], epoch: Int[Array, ""] | int, images: int) -> UInt32[Array, " images"]:
+def shuffle_bits(key: Key[Array, ""], epoch: Int[Array, ""] | int, images: int) -> UInt[Array, " images"]:
     """The random numbers whose order is that of the images of an epoch."""
     return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, SHUFFLE), epoch), (images,))
 
