@@ -152,8 +152,6 @@ def test_one_compiled_step_serves_every_rate_and_beta(images):
 
 SCHEDULES = {  # of a run of 2 epochs of 50 images in batches of 2
     "constant": optax.constant_schedule(1.0),
-    "cosine": optax.cosine_decay_schedule(1.0, 50),
-    "exponential": optax.exponential_decay(1.0, 50, 0.01),
     "warmup-cosine": optax.warmup_cosine_decay_schedule(0.0, 1.0, 2, 50),
 }
 

@@ -33,24 +33,6 @@ def finish(*processes: subprocess.Popen[str]) -> list[tuple[str, str]]:
     return outputs
 
 
-@pytest.fixture
-def port() -> int:
-    """A port that is free."""
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
-
-
-def test_by_hand_with_two_devices_each(tmp_path, recipe, alone, port, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    together = {"coordinator": f"localhost:{port}", "processes": 2}
-    words = [small_runs.process(recipe(tmp_path, **together, process=number)) for number in range(2)]
-    first, second = finish(*map(small_runs.start, words))
-    assert first[0].count("saved") == 1
-    assert "4 x cpu in 2 processes" in first[0]
-    assert second == ("", "")
-    small_runs.require_same(recipe(tmp_path), alone)
-
-
 def test_open_mpi(tmp_path, recipe, alone):
     if shutil.which("mpirun") is None:
         pytest.skip("mpirun is not installed")

@@ -85,13 +85,11 @@ for words in sys.argv[1].split(";"):
 
 @pytest.fixture(scope="module")
 def runs(options, tmp_path_factory):
-    """The options of finished runs, by how they draw pixels and by their number of devices: in one process each."""
+    """The options of finished runs, by their number of devices: in one process each."""
     found = {}
     for devices in (1, 4):  # that JAX finds
         some = {
-            (binarize, used): options(tmp_path_factory.mktemp("run"), binarize=binarize, devices=used)
-            for binarize in ("dynamic", "none")
-            for used in ((1,) if devices == 1 else (2, 4))
+            used: options(tmp_path_factory.mktemp("run"), devices=used) for used in ((1,) if devices == 1 else (2, 4))
         }
         environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         words = ";".join(",".join(arguments(config)) for config in some.values())
@@ -100,11 +98,10 @@ def runs(options, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("binarize", ["none", "dynamic"])
-def test_any_number_of_devices_makes_the_same_bits(binarize, runs):
+def test_any_number_of_devices_makes_the_same_bits(runs):
     for devices in (2, 4):
-        require_same(runs[binarize, devices], runs[binarize, 1])
-    device = json.loads((runs[binarize, 4].workdir / "config.json").read_text())["device"]
+        require_same(runs[devices], runs[1])
+    device = json.loads((runs[4].workdir / "config.json").read_text())["device"]
     assert device == "4 x cpu"
 
 
@@ -158,7 +155,7 @@ def test_two_processes_make_the_same_bits(tmp_path, options, runs):
     assert (code, error) == (0, "")
     assert "; 4 x cpu in 2 processes\n" in output
     assert other == (0, "", "")
-    require_same(config, runs["dynamic", 1])
+    require_same(config, runs[1])
 
 
 # What ends process 0 after its first epoch.

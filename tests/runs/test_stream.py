@@ -23,7 +23,7 @@ def losses(config):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in metrics(config)]
 
 
-@pytest.mark.parametrize(("binarize", "shards"), [("none", 1), ("threshold", 1), ("static", 1), ("dynamic", 4)])
+@pytest.mark.parametrize(("binarize", "shards"), [("static", 1), ("dynamic", 4)])
 def test_streamed_and_in_memory_are_the_same(binarize, shards, file, tmp_path, options, monkeypatch):
     common = {"data": file, "binarize": binarize, "shards": shards, "checkpoint_every": 60.0, "batch_size": 64}
     here, there = options(tmp_path / "here", **common), options(tmp_path / "there", stream="always", **common)
