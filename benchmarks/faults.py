@@ -165,6 +165,14 @@ class Process:
             raise RuntimeError(f"exit code {code}: {self.text}")
         return True
 
+    def end_within(self, seconds: float) -> tuple[int, bool]:
+        """Its exit code, and whether it has ended in so many seconds; if not, it is killed."""
+        try:
+            return self.popen.wait(seconds), True
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            return self.popen.wait(), False
+
     @property
     def text(self) -> str:
         """What it has printed."""
@@ -207,11 +215,7 @@ def end_at_random(config: FaultsConfig, folder: Path, rng: random.Random, whole:
                     counts[number.name, phase] += 1
                     start = time.perf_counter()
                     popen.send_signal(number)
-                    try:
-                        code = popen.wait(HANGS_S)
-                    except subprocess.TimeoutExpired:
-                        popen.kill()
-                        code = popen.wait()
+                    code, _ = process.end_within(HANGS_S)
                     found["slowest stop s"] = max(found["slowest stop s"], time.perf_counter() - start)
                     # While Python itself starts, the signal ends it directly; shells report that as the same code.
                     early = code == -number and process.phase == "starting"

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,23 +102,16 @@ def lose_at_random(
                 victim.popen.send_signal(WAYS[way])
                 others = [process for process in processes if process is not victim]
                 for other in others:
-                    try:
-                        other.popen.wait(max(0.0, HANGS_S - (time.perf_counter() - moment)))
-                    except subprocess.TimeoutExpired:
-                        other.popen.kill()
-                        found["hung"] += 1
-                    code = other.popen.wait()
+                    code, in_time = other.end_within(max(0.0, HANGS_S - (time.perf_counter() - moment)))
+                    found["hung"] += not in_time
                     found["slowest s"] = max(found["slowest s"], time.perf_counter() - moment)
                     ends[way, phase, code] += 1
                     if code < 0 or any(word in other.text for word in UNEXPECTED):
                         found["unexpected"].append(f"{way} while {phase}: code {code}, {other.text.strip()[-200:]}")
                 if way != "terminated":
                     victim.popen.kill()
-                try:
-                    victim.popen.wait(HANGS_S)
-                except subprocess.TimeoutExpired:
-                    victim.popen.kill()
-                    found["hung"] += 1
+                _, in_time = victim.end_within(HANGS_S)
+                found["hung"] += not in_time
                 counts[way, phase] += 1
                 found["survivors"] += len(others)
                 found["lost"] += 1

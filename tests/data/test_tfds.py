@@ -31,8 +31,15 @@ TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TFDS and of what it imports
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="shows what goes without TensorFlow"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_tensorflow():
+    """These tests show what goes without TensorFlow, also where it is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorflow", None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt8, UInt32
 
 from vae_jax.config import Binarize
 
+# Pixels of a part that are drawn at once: their places take 40 bytes each.
+AT_ONCE = 2**22
+
 
 def binarize(
     images: UInt8[Array, "images pixels"] | Float[Array, "images pixels"],
@@ -36,7 +39,9 @@ def binarize(
         return images
     if rule == "threshold":
         return _as(images.dtype, images > (127 if images.dtype == jnp.uint8 else 0.5))
-    return draw_set(images, key) if numbers is None else draw_part(images, key, numbers, total)
+    if numbers is None or np.array_equal(numbers, np.arange(total)):
+        return draw_set(images, key)
+    return draw_part(images, key, numbers, total)
 
 
 @jax.jit
@@ -89,11 +94,16 @@ def draw_part(
       total: How many images the set has.
     """
     pixels = images.shape[1]
-    places = numbers.astype(np.int64)[:, None] * pixels + np.arange(pixels)
     words = (total * pixels + 1) // 2
-    second = places >= words  # the upper half of a word
-    blocks, odd = np.divmod(places - words * second, 2)
-    return _draw_at(images, key, *(part.astype(np.uint32) for part in np.divmod(blocks, 2**32)), odd == 1, second)
+    parts = []
+    count = max(1, AT_ONCE // pixels)
+    for start in range(0, len(images), count):
+        places = numbers[start : start + count].astype(np.int64)[:, None] * pixels + np.arange(pixels)
+        second = places >= words  # the upper half of a word
+        blocks, odd = np.divmod(places - words * second, 2)
+        high, low = (part.astype(np.uint32) for part in np.divmod(blocks, 2**32))
+        parts.append(_draw_at(images[start : start + count], key, high, low, odd == 1, second))
+    return jnp.concatenate(parts)
 
 
 @jax.jit

@@ -24,7 +24,7 @@ T = TypeVar("T", bound=PyTree)
 
 
 class Shards(NamedTuple):
-    """Into how many equal parts a batch is cut, and how many devices share them; the former must divide the latter."""
+    """Into how many equal parts a batch is cut, and how many devices share them; the latter must divide the former."""
 
     total: int = 1
     devices: int = 1
@@ -123,6 +123,7 @@ class Mesh:
         ]
         self._mesh = jax.sharding.Mesh(np.array(chosen), (AXIS,)) if used > 1 else None
         self.idle = jax.device_count() - used
+        self._gather = self.jit(lambda own: jax.lax.all_gather(own, AXIS, tiled=True), 0)
 
     def __str__(self) -> str:
         kind = jax.devices()[0].device_kind
@@ -188,5 +189,4 @@ class Mesh:
             return values[None]
         each = self.shards.devices // self.processes
         rows = self.split(np.repeat(values[None], each, axis=0), 0)
-        gathered = self.jit(lambda own: jax.lax.all_gather(own, AXIS, tiled=True), 0)(rows)
-        return np.asarray(gathered)[::each]
+        return np.asarray(self._gather(rows))[::each]

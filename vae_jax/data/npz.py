@@ -145,7 +145,7 @@ def _explain_damage(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise DataError(
             f"{path}: is not a sound .npz file ({reason(error)}); expected a file written by numpy.savez or"
             " numpy.savez_compressed; write or get it again"

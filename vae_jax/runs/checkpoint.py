@@ -34,8 +34,6 @@ from vae_jax.system.files import replacing
 
 # Checkpoints that are kept, beside the one with the lowest test loss.
 NEWEST = 2
-
-
 # How often the folder is listed again because checkpoints vanished while they were read.
 ATTEMPTS = 10
 
