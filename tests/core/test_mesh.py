@@ -69,7 +69,7 @@ def test_shards_change_rounding_only():
 
 @pytest.mark.parametrize(("shards", "devices"), [(4, 3), (4, 2), (1, 2), (3, 6)])
 def test_devices_that_are_not_there_or_cannot_share_the_shards(shards, devices):
-    with pytest.raises(InputError, match=f"^--shards {shards} and --devices {devices}: 1 devices cannot share them"):
+    with pytest.raises(InputError, match=f"^--shards {shards} and --devices {devices}: 1 device cannot share them"):
         Mesh(shards, devices)
 
 

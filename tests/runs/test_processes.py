@@ -215,7 +215,7 @@ def test_processes_that_do_not_go_together(changes, line, tmp_path, options):
 
 
 def test_devices_that_are_not_there(tmp_path, options):
-    with pytest.raises(InputError, match=r"^--shards 4 and --devices 3: 1 devices cannot share them equally; expected"):
+    with pytest.raises(InputError, match=r"^--shards 4 and --devices 3: 1 device cannot share them equally; expected"):
         fit(options(tmp_path, devices=3))
     assert not listing(tmp_path)
 

@@ -110,7 +110,8 @@ class Mesh:
             each_used = devices // self.processes if devices % self.processes == 0 else 0
         used = each_used * self.processes
         if not used or each_used > each or shards % used:
-            found = f"{self.processes} processes with {each} devices each" if self.processes > 1 else f"{each} devices"
+            found = f"{each} device{'s' if each > 1 else ''}"
+            found = f"{self.processes} processes with {found} each" if self.processes > 1 else found
             raise InputError(
                 f"--shards {shards}" + (f" and --devices {devices}" if devices else "") + f": {found} cannot share them"
                 " equally; expected a number of devices, the same in each process, that divides the shards"

@@ -19,4 +19,7 @@ class NonFiniteLossError(ArithmeticError):
 
 def reason(error: BaseException) -> str:
     """A library's error message, shortened to fit into one of ours."""
-    return " ".join((str(error) or type(error).__name__).split())[:150]
+    text = str(error)
+    if isinstance(error, KeyError) or not text:  # of a KeyError, the text is the bare key
+        text = f"{type(error).__name__} {text}"
+    return " ".join(text.split())[:150]
