@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from tests.core.untrained import init
 from torch_ref import convert
 from vae_jax import VAE, DataError, InputError, TrainConfig, fit
-from vae_jax.config import EncodeConfig
+from vae_jax.config import EncodeConfig, EvaluateConfig
 from vae_jax.encode import encode
+from vae_jax.evaluate import evaluate
 from vae_jax.runs.latents import load_points
 from vae_jax.runs.trained import read
 
@@ -94,6 +96,19 @@ def test_images_are_those_that_the_run_saw(data, tmp_path):
     assert encoded.kld().sum() == pytest.approx(metrics.test_kld, rel=1e-4)
 
 
+def test_the_image_set_of_the_run_is_not_replaced(data, tmp_path):
+    config = TrainConfig(data=data, hidden_dim=8, epochs=1, workdir=tmp_path / "run", export=tmp_path / "vae.pth")
+    fit(config)
+    content = Path(data).read_bytes()
+    for refused in (
+        lambda: encode(EncodeConfig(config.workdir, Path(data))),
+        lambda: evaluate(EvaluateConfig(config.workdir, json=Path(data))),
+    ):
+        with pytest.raises(InputError, match="this command reads that file"):
+            refused()
+    assert Path(data).read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -111,13 +126,13 @@ def test_refusals(weights, tmp_path, monkeypatch, options, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_that_it_reads_is_replaced(data, tmp_path):
-    for out, message in (
-        (data, "this command reads that file"),
-        (tmp_path / "checkpoints" / "x.npz", "is a file of the run itself"),
+def test_nothing_that_it_reads_is_replaced(weights, data, tmp_path):
+    for model, out, message in (
+        (weights, data, "this command reads that file"),
+        (tmp_path, tmp_path / "checkpoints" / "x.npz", "is a file of the run itself"),
     ):
         with pytest.raises(InputError, match=message):
-            encode(EncodeConfig(tmp_path, out, data=data))
+            encode(EncodeConfig(model, out, data=data))
 
 
 def test_latents_that_are_not_finite_are_refused(data, tmp_path):

@@ -191,7 +191,7 @@ class DataOptions(Options):
     data_dir: Path | None = None
     """Where TFDS keeps its sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     max_data_gb: float | None = bounded(None, 0, exclusive=True)
-    """Refuse an image set that takes more memory than this, in gigabytes; half of the machine's by default."""
+    """The most memory that an image set may take, in gigabytes; half of the machine's by default."""
     image_size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = bounded(
         None, 1, 4096, hint="height and width in pixels, such as 28 28"
     )

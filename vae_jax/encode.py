@@ -13,6 +13,7 @@ from vae_jax.runs.workdir import require_writable_beside
 from vae_jax.system import command_line
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError
+from vae_jax.system.files import require_writable
 
 
 def encode(config: EncodeConfig) -> Latents:
@@ -24,8 +25,9 @@ def encode(config: EncodeConfig) -> Latents:
     config.check()
     if config.out.suffix not in latents.SUFFIXES:
         raise InputError(f"--out {config.out}: expected a name that ends in {', '.join(latents.SUFFIXES)}")
-    require_writable_beside("--out", config.out, config.model, Path(config.data or ""))
+    require_writable_beside("--out", config.out, config.model)
     trained = read(config.model, config.checkpoint)
+    require_writable("--out", config.out, Path(config.data or trained.options.get("data", "")))
     data, dataset, rule = images_for(config, trained)
 
     from vae_jax.core.settings import fixed_settings, require_device

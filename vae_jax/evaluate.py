@@ -22,7 +22,7 @@ from vae_jax.runs.workdir import require_writable_beside
 from vae_jax.system import command_line
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, NonFiniteLossError
-from vae_jax.system.files import replacing
+from vae_jax.system.files import replacing, require_writable
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -65,8 +65,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     config.check()
     if config.json is not None:
-        require_writable_beside("--json", config.json, config.model, Path(config.data or ""))
+        require_writable_beside("--json", config.json, config.model)
     trained = read(config.model, config.checkpoint)
+    if config.json is not None:
+        require_writable("--json", config.json, Path(config.data or trained.options.get("data", "")))
     data, dataset, rule = images_for(config, trained)
     images: np.ndarray | MappedImages = dataset.test_images if config.split == "test" else dataset.train_images
     if len(images) < 2:

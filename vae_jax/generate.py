@@ -10,11 +10,12 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import Any, Union, cast
 
 import numpy as np
 
 from vae_jax.config import (
+    Binarize,
     Decode,
     GenerateConfig,
     GridConfig,
@@ -25,6 +26,7 @@ from vae_jax.config import (
     Sample,
     Traverse,
 )
+from vae_jax.data.dataset import Dataset, memory_limit
 from vae_jax.data.source import BUNDLED
 from vae_jax.pictures import kinds
 from vae_jax.pictures.kinds import Picture, Scatter
@@ -35,10 +37,6 @@ from vae_jax.system import command_line
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError
 from vae_jax.system.files import require_writable
-from vae_jax.system.memory import memory
-
-if TYPE_CHECKING:
-    pass
 
 # Ordering the traversed dimensions needs no more images than this, and no more values of large images.
 KLD_IMAGES, KLD_VALUES = 10_000, 10_000_000
@@ -90,7 +88,7 @@ class Source:
         self.rng = rng
 
     @functools.cached_property
-    def loaded(self):
+    def loaded(self) -> tuple[str, Dataset, Binarize]:
         """The name of the image set, the set, and how its pixels are made black and white; read when first needed."""
         return images_for(self._config, self.trained)
 
@@ -176,7 +174,7 @@ def _manifold(config: Manifold, source: Source) -> Picture:
 
 def _decode(config: Decode, source: Source) -> Picture:
     trained, file = source.trained, config.latents
-    max_bytes = int(config.max_data_gb * 1e9) if config.max_data_gb else memory() // 2
+    max_bytes = memory_limit(config.max_data_gb)
     z = latents.load_points(file, trained.latent_dim, max_bytes)
     points = z.size // trained.latent_dim
     if config.out.suffix == ".npz":

@@ -5,6 +5,7 @@ import pytest
 
 from vae_jax import DataError, load
 from vae_jax.data import mapped
+from vae_jax.data.dataset import checked
 from vae_jax.data.mapped import MappedImages, pieces
 
 
@@ -100,3 +101,21 @@ def test_a_file_that_is_cut_is_refused(tmp_path):
     (tmp_path / "set.npy").write_bytes(content[:-10])
     with pytest.raises(DataError, match="more than the file can hold"):
         load(tmp_path / "set.npy", stream="always")
+
+
+def test_streamed_images_can_be_given_and_chosen_again(tmp_path):
+    np.save(tmp_path / "set.npy", images(40, 5, 6))
+    dataset = load(tmp_path / "set.npy", stream="always")
+    given = checked(dataset)
+    assert isinstance(given.train_images, MappedImages) and given.checksum() == dataset.checksum()
+    again = dataset.train_images.chosen(np.arange(len(dataset.train_images)) % 3 == 0)
+    np.testing.assert_array_equal(again[:], dataset.train_images[:][::3])
+
+
+@pytest.mark.parametrize("cut", [60, 200])
+def test_an_archive_that_is_cut_is_refused(cut, tmp_path):
+    np.savez(tmp_path / "set.npz", train_images=images(40, 5, 6))
+    content = (tmp_path / "set.npz").read_bytes()
+    (tmp_path / "set.npz").write_bytes(content[cut:])  # the table of contents points beyond what is there
+    with pytest.raises(DataError):
+        load(tmp_path / "set.npz", stream="always")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from importlib.machinery import PathFinder
 from pathlib import Path
 from unittest import mock
 
@@ -36,9 +37,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def without_tensorflow():
-    """These tests show what goes without TensorFlow, also where it is installed."""
+    """These tests show what goes without TensorFlow, also where it is installed: it is not found there either."""
+    find_spec = PathFinder.find_spec
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "tensorflow", None)
+        patch.delitem(sys.modules, "tensorflow", raising=False)
+        patch.setattr(PathFinder, "find_spec", lambda name, *at: None if name == "tensorflow" else find_spec(name, *at))
         yield
 
 

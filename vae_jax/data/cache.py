@@ -33,9 +33,7 @@ class File(NamedTuple):
         return cls(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def cached(
-    folder: Path, prefix: str, fingerprint: object, decode: Callable[[], Arrays], max_bytes: int
-) -> dict[str, np.ndarray]:
+def cached(folder: Path, prefix: str, fingerprint: object, decode: Callable[[], Arrays], max_bytes: int) -> Arrays:
     """The arrays in the cache in `folder`, or else those that `decode` returns, which are then cached.
 
     Args:
@@ -77,7 +75,7 @@ def cached(
 
 def cached_for_user(
     source: Path, options: object, files: Sequence[File], decode: Callable[[], Arrays], max_bytes: int
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """`cached` in `$XDG_CACHE_HOME/vae_jax`, or else `~/.cache/vae_jax`; nothing is written beside the user's files.
 
     Args:

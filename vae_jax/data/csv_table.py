@@ -41,9 +41,9 @@ def load(paths: dict[str, Path], max_bytes: int) -> dict[str, np.ndarray]:
     """Reads the arrays of an image set.
 
     Args:
-      paths: The files of `train` and perhaps `test`, gzipped or not. With a header, a column `label` or `class`, if
-        there is one, holds labels, and all others hold pixels, numbered in their order. Without one, 1 + n x n columns
-        are a label and pixels (785 for MNIST), and n x n columns are pixels.
+      paths: The files of `train` and perhaps `test`, gzipped or not. With a header, a column `label`, `labels` or
+        `class`, if there is one, holds labels, and all others hold pixels, numbered in their order. Without one,
+        1 + n x n columns are a label and pixels (785 for MNIST), and n x n columns are pixels.
       max_bytes: The most bytes that all arrays together may take in memory.
 
     Returns:
@@ -54,7 +54,7 @@ def load(paths: dict[str, Path], max_bytes: int) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for part, path in paths.items():
-        images, labels = read(path, max_bytes)
+        images, labels = _read(path, max_bytes)
         arrays[f"{part}_images"] = images
         if labels is not None:
             arrays[f"{part}_labels"] = labels
@@ -62,7 +62,7 @@ def load(paths: dict[str, Path], max_bytes: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _read(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The images of one file, and their labels if it has any. Raises as `load` does."""
     try:
         layout = _layout(path)

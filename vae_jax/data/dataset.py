@@ -117,7 +117,7 @@ def load(
     options = DataOptions(data_dir=data_dir, max_data_gb=max_gb, image_size=image_size, grey=grey)
     options.check()
     spec = os.path.expanduser(str(spec))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-    max_bytes = _max_bytes(options.max_data_gb)
+    max_bytes = memory_limit(options.max_data_gb)
     form = Form(options.image_size, options.grey)
     try:
         arrays, name = source.read(spec, options.data_dir, form, max_bytes, stream)
@@ -136,11 +136,16 @@ def checked(dataset: Dataset, image_size: tuple[int, int] | None = None, grey: b
     Raises:
       DataError: An array holds something else than images.
     """
-    arrays = {name: np.asarray(array) for name, array in dataset._asdict().items() if array is not None}
-    return _dataset(arrays, "dataset", Form(image_size, grey), _max_bytes(None))
+    arrays = {
+        name: array if isinstance(array, MappedImages) else np.asarray(array)
+        for name, array in dataset._asdict().items()
+        if array is not None
+    }
+    return _dataset(arrays, "dataset", Form(image_size, grey), memory_limit(None))
 
 
-def _max_bytes(max_gb: float | None) -> int:
+def memory_limit(max_gb: float | None) -> int:
+    """Bytes that arrays may take: so many gigabytes, or else half of the machine's memory."""
     return int(min(max_gb * 1e9, sys.maxsize)) if max_gb else memory() // 2
 
 
@@ -212,12 +217,12 @@ def _images(images: Any, name: str) -> Any:
     low, high = np.min([low for low, _ in ranges]), np.max([high for _, high in ranges])
     if np.isnan(low):
         raise DataError(f"{name}: holds NaN (not a number); expected floats in [0, 1]")
-    if isinstance(images, MappedImages) and (low < 0 or high > 1):
-        raise DataError(
-            f"{name}: holds floats from {low:.9g} to {high:.9g}, and stays in its file; expected floats in [0, 1], or"
-            " uint8 from 0 to 255; write it again"
-        )
     if isinstance(images, MappedImages):
+        if low < 0 or high > 1:
+            raise DataError(
+                f"{name}: holds floats from {low:.9g} to {high:.9g}, and stays in its file; expected floats in [0, 1],"
+                " or uint8 from 0 to 255; write the file again"
+            )
         return images
     if low < -FLOAT_NOISE or high > 1 + FLOAT_NOISE:
         if low >= 0 and 1 < high <= 255 and all((image == np.rint(image)).all() for image in images):

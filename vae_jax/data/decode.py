@@ -128,9 +128,9 @@ def _opened(encoded: Encoded, most: int) -> Iterator[Image.Image]:
         with Image.open(content, formats=FORMATS) as image:
             width, height = image.size
             if width * height > most:
+                more = ", or raise --max-data-gb" if most < MAX_PIXELS else ""
                 raise DataError(
-                    f"{name}: declares {height:,} x {width:,} pixels; expected at most {most:,}; make it smaller, or"
-                    " raise --max-data-gb"
+                    f"{name}: declares {height:,} x {width:,} pixels; expected at most {most:,}; make it smaller{more}"
                 )
             if image.mode not in MODES or any(";16" in str(tile[3]) for tile in image.tile):
                 raise DataError(

@@ -57,8 +57,7 @@ def find(folder: Path) -> list[File]:
                 continue
             suffix = f".{entry.name.rpartition('.')[2].lower()}"
             if suffix in SUFFIXES and entry.is_file():
-                status = entry.stat()
-                found.append(File(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+                found.append(File.of(name, entry.stat()))
             elif suffix in OTHER_SUFFIXES and entry.is_file():
                 others.append(name)
             elif entry.is_dir():

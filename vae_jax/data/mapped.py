@@ -53,9 +53,8 @@ class MappedImages:
 
     def chosen(self, mask: np.ndarray) -> "MappedImages":
         """The images where the mask is true."""
-        return MappedImages(
-            self._path, self._offset, self.dtype, self._file_shape, np.flatnonzero(mask).astype(np.int32), self._white
-        )
+        rows = np.flatnonzero(mask).astype(np.int32) if self._rows is None else self._rows[mask]
+        return MappedImages(self._path, self._offset, self.dtype, self._file_shape, rows, self._white)
 
     def white_at_255(self) -> "MappedImages":
         """The same images, whose ones are 255."""
@@ -67,10 +66,10 @@ class MappedImages:
         Raises:
           OSError: The file cannot be read.
         """
-        if isinstance(chosen, slice):
-            chosen = np.arange(len(self))[chosen] if self._rows is None else self._rows[chosen]
-        else:
-            chosen = chosen if self._rows is None else self._rows[chosen]
+        if self._rows is not None:
+            chosen = self._rows[chosen]
+        elif isinstance(chosen, slice):
+            chosen = np.arange(*chosen.indices(len(self)))
         images = np.empty((len(chosen), *self.shape[1:]), self.dtype)
         rows = images.reshape(len(chosen), -1)  # NumPy copies whole rows faster than images
         order = np.argsort(chosen, kind="stable")  # as they lie in the file

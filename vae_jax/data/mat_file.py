@@ -91,7 +91,7 @@ def read(path: Path, variable: Variable, max_bytes: int) -> np.ndarray:
 
 
 class _Part(io.RawIOBase):
-    """So many bytes of a file, or what is compressed in them."""
+    """The next `length` bytes of a file, decompressed if they are compressed."""
 
     def __init__(self, file: io.BufferedIOBase, length: int, compressed: bool):
         self._file = file

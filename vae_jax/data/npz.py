@@ -54,19 +54,16 @@ def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
                 file.seek(0)
                 return {"train_images": _read(file, str(path), size, max_bytes)}
         with zipfile.ZipFile(path) as archive:
-            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            members = _members(archive)
             arrays = {}
             for part, name in _names(path, members).items():
-                what = f"{path}: array {name}"
-                length = size if members[name].compress_type == zipfile.ZIP_STORED else size * MAX_DEFLATE_RATIO
-                with _open(archive, members[name], what) as file:
-                    try:
-                        arrays[part] = _read(file, what, length, max_bytes)
-                    except ObjectsError as error:
-                        if part.endswith("images"):
-                            raise
-                        say(f"{error}; not used")
-                        continue
+                try:
+                    arrays[part] = _read_member(archive, members[name], f"{path}: array {name}", size, max_bytes)
+                except ObjectsError as error:
+                    if part.endswith("images"):
+                        raise
+                    say(f"{error}; not used")
+                    continue
                 max_bytes -= arrays[part].nbytes
             return arrays
 
@@ -84,12 +81,11 @@ def load_array(path: Path, names: Sequence[str], max_bytes: int) -> np.ndarray:
                 file.seek(0)
                 return _read(file, str(path), size, max_bytes)
         with zipfile.ZipFile(path) as archive:
-            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            members = _members(archive)
             name = next((name for name in names if name in members), None)
             if name is None:
                 raise DataError(f"{path}: holds the arrays {sorted(members)!r:.200}; expected {' or '.join(names)}")
-            with _open(archive, members[name], f"{path}: array {name}") as file:
-                return _read(file, f"{path}: array {name}", size * MAX_DEFLATE_RATIO, max_bytes)
+            return _read_member(archive, members[name], f"{path}: array {name}", size, max_bytes)
 
 
 def map_images(path: Path, max_bytes: int) -> dict[str, np.ndarray | MappedImages] | None:
@@ -111,7 +107,7 @@ def map_images(path: Path, max_bytes: int) -> dict[str, np.ndarray | MappedImage
             return None if images is None else {"train_images": images}
         arrays: dict[str, np.ndarray | MappedImages] = {}
         with zipfile.ZipFile(path) as archive:
-            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            members = _members(archive)
             for part, name in _names(path, members).items():
                 member = members[name]
                 if part.endswith("images"):
@@ -122,9 +118,14 @@ def map_images(path: Path, max_bytes: int) -> dict[str, np.ndarray | MappedImage
                     if images is None:
                         return None
                     arrays[part] = images
-                else:
-                    with _open(archive, member, f"{path}: array {name}") as labels, contextlib.suppress(ObjectsError):
-                        arrays[part] = _read(labels, f"{path}: array {name}", size * MAX_DEFLATE_RATIO, max_bytes)
+                    continue
+                try:
+                    labels = _read_member(archive, member, f"{path}: array {name}", size, max_bytes)
+                except ObjectsError as error:
+                    say(f"{error}; not used")
+                    continue
+                arrays[part] = labels
+                max_bytes -= labels.nbytes
         return arrays
 
 
@@ -145,7 +146,7 @@ def _explain_damage(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
         raise DataError(
             f"{path}: is not a sound .npz file ({reason(error)}); expected a file written by numpy.savez or"
             " numpy.savez_compressed; write or get it again"
@@ -162,6 +163,18 @@ def _names(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
         f"{path}: holds the arrays {found}; expected train_images, and perhaps train_labels, test_images,"
         " test_labels (or Keras' x_train, y_train, x_test, y_test)"
     )
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The arrays in an archive by name."""
+    return {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, size: int, max_bytes: int) -> np.ndarray:
+    """Reads an array of an archive of `size` bytes."""
+    length = size if member.compress_type == zipfile.ZIP_STORED else size * MAX_DEFLATE_RATIO
+    with _open(archive, member, name) as file:
+        return _read(file, name, length, max_bytes)
 
 
 def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> io.BufferedIOBase:

@@ -93,7 +93,8 @@ def load(name: str, parts: dict[str, list[Path]], form: Form, max_bytes: int) ->
         files = {}
         for path in (path for paths in parts.values() for path in paths):
             files[path] = _open(path, max_bytes)
-        columns = _columns(path, files[parts["train"][0]])
+        path = parts["train"][0]
+        columns = _columns(path, files[path])
         counts = {part: sum(files[path].metadata.num_rows for path in paths) for part, paths in parts.items()}
 
         def batches(*names: str) -> Iterator[tuple[str, pa.RecordBatch]]:

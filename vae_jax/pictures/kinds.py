@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from vae_jax.config import Axes, LatentPath
-from vae_jax.runs.latents import Latents
+from vae_jax.runs.latents import Latents, mean_kld
 from vae_jax.system.files import replacing
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def traverse(
       span: The values go from -span to span.
     """
     mu, logvar = model.encode(images)
-    kld = np.mean(-0.5 * (1 + logvar - mu**2 - np.exp(logvar)), axis=0)
+    kld = mean_kld(mu, logvar)
     order = np.argsort(kld)[::-1][:dimensions]
     values = np.linspace(-span, span, steps, dtype=mu.dtype)
     own = model.encode(image[None])[0][0]

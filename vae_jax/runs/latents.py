@@ -36,7 +36,14 @@ class Latents(NamedTuple):
 
     def kld(self) -> Float32[np.ndarray, " latent"]:
         """The KL divergence of each dimension from the prior, in nats, averaged over the images."""
-        return np.mean(-0.5 * (1 + self.logvar - self.mu**2 - np.exp(self.logvar)), axis=0)
+        return mean_kld(self.mu, self.logvar)
+
+
+def mean_kld(
+    mu: Float32[np.ndarray, "images latent"], logvar: Float32[np.ndarray, "images latent"]
+) -> Float32[np.ndarray, " latent"]:
+    """The KL divergence of each dimension from the prior, in nats, averaged over the images."""
+    return np.mean(-0.5 * (1 + logvar - mu**2 - np.exp(logvar)), axis=0)
 
 
 def encode(
