@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import itertools
+import json
 import math
 import operator
 import os
@@ -37,6 +39,8 @@ Keep = Literal["last", "best"]
 Stream = Literal["never", "auto", "always"]
 LatentPath = Literal["spherical", "linear"]
 Split = Literal["test", "train"]
+# Which models of a sweep stay on the disk: that of the lowest loss, all of them, or none.
+SweepKeep = Literal["best", "all", "none"]
 # Which checkpoint of a run stands for its model.
 Which = Literal["newest", "best"]
 # The two dimensions that a scatter of latents shows.
@@ -266,19 +270,164 @@ class TrainConfig(DataOptions, Recipe):
     @property
     def command(self) -> str:
         """The command that goes on with the run."""
-        python = "python" if shutil.which("python") == sys.executable else sys.executable
-        words = [python, "-m", "vae_jax.train"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                values = value if isinstance(value, tuple) else [] if value is True else [value]
-                words += [f"--{option_name(field.name)}", *map(str, values)]
-        return shlex.join(words)
+        return _command("vae_jax.train", self)
 
     @property
     def advice(self) -> str:
         """What an interrupted run tells its user; never to overwrite what it has done."""
         return f"to go on: {dataclasses.replace(self, overwrite=False).command}"
+
+
+def _command(module: str, options: Options) -> str:
+    """The command line that gives these options to a module."""
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    words = [python, "-m", module]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else [] if value is True else [value]
+            words += [f"--{option_name(field.name)}", *map(str, values)]
+    return shlex.join(words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions(DataOptions):
+    """Where and how a sweep trains its models: everything but their recipes."""
+
+    epochs: int = bounded(10, 1, INT32_MAX)
+    """Passes of each model over all training images."""
+    workdir: Path = Path("runs/sweep")
+    """Folder for results.csv, metrics.jsonl, pictures, best.pth and, for each model, models/NAME."""
+    keep: SweepKeep = "all"
+    """Weights to keep: those of the best model (best.pth), of all (models/NAME/vae.pth too), or none."""
+    importance_samples: int = bounded(0, 0, INT32_MAX, hint="a usual choice is 1000")
+    """Samples per test image, K, to estimate log p(x) of each model; 0 leaves it out."""
+    at_once: Annotated[int | None, tyro.conf.arg(metavar="INT")] = bounded(None, 1, INT32_MAX)
+    """Models to train at once, stacked in one program; by default what is fastest on this device and fits into it."""
+    checkpoint_every: float = bounded(60.0, 0, FLOAT32_MAX)
+    """Seconds of training between two checkpoints of a model; 0 writes one after every epoch."""
+    tensorboard: bool = False
+    """Write TensorBoard event files, with hyperparameters, to the folder tensorboard in workdir."""
+    overwrite: bool = False
+    """Replace the sweep in workdir."""
+
+
+def _grid() -> Any:
+    """A dataclass with the options of `Recipe`, each of which takes several values."""
+    hints = get_type_hints(Recipe, include_extras=True)
+    fields: list[Any] = []
+    for field in dataclasses.fields(Recipe):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if takes_one_value(field.name):
+            fields.append((field.name, hints[field.name], default))
+        else:
+            fields.append((field.name, tuple[hints[field.name], ...], (default,)))
+    return dataclasses.make_dataclass("Grid", fields, bases=(Recipe,), frozen=True)  # the base has the help texts
+
+
+def takes_one_value(name: str) -> bool:
+    """Whether an option of the recipe takes a single value on the command line of a sweep: it is a list itself."""
+    kinds = _alternatives(get_type_hints(Recipe)[name])
+    return any((get_origin(kind) or kind) in (tuple, list, dict) for kind in kinds)
+
+
+Grid: Any = _grid()
+# The most models of a grid; far fewer fill a disk.
+MOST_MODELS = 100_000
+# Why an option must be the same for all models of a sweep.
+NOT_SWEPT = {
+    "data": "losses on different images cannot be compared",
+    "binarize": "losses on different pixels cannot be compared",
+    "shards": "the threads of this process depend on it",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig(SweepOptions, Grid):
+    """Train a model for every combination of the values given, and compare them.
+
+    The same command, given again, goes on where it stopped; with more values it trains only what is new.
+    """
+
+    zip: bool = False
+    """Pair the values up, first with first, second with second, instead of combining all with all."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON lines, the options of a model each; the options on the command line count for all lines."""
+
+    def recipes(self) -> list[Recipe]:
+        """The recipe of each model.
+
+        Raises:
+          InputError: The grid is empty or far too large, `--zip` finds values that do not pair up, or `--config` cannot
+            be used.
+        """
+        values: dict[str, tuple] = {}
+        for field in dataclasses.fields(Recipe):
+            value = getattr(self, field.name)
+            values[field.name] = (value,) if takes_one_value(field.name) else value
+            if not values[field.name]:
+                raise InputError(f"--{option_name(field.name)}: expected one value or several")
+        several = {name: len(found) for name, found in values.items() if len(found) > 1}
+        if self.zip and len(set(several.values())) > 1:
+            found = ", ".join(f"--{option_name(name)} has {count}" for name, count in several.items())
+            raise InputError(f"--zip: {found} values; expected as many of each, or one")
+        lines: list[dict[str, Any]] = [{}] if self.config is None else _read_lines(self.config)
+        count = len(lines) * (max(several.values(), default=1) if self.zip else math.prod(several.values()))
+        if count > MOST_MODELS:
+            raise InputError(f"a grid of {count:,} models: expected at most {MOST_MODELS:,}; give fewer values")
+        if self.zip:
+            length = max(several.values(), default=1)
+            rows = zip(*(found * (1 if name in several else length) for name, found in values.items()), strict=True)
+        else:
+            rows = itertools.product(*values.values())
+        combinations = [dict(zip(values, row, strict=True)) for row in rows]
+        for name in {name for line in lines for name in line}:
+            if values[name] != (getattr(Recipe(), name),):
+                raise InputError(f"--{option_name(name)}: is in {self.config} too; give it in one place")
+        return [Recipe(**(combination | line)) for line in lines for combination in combinations]
+
+    @property
+    def advice(self) -> str:
+        """What an interrupted sweep tells its user; never to overwrite what it has done."""
+        return f"to go on: {_command('vae_jax.sweep', dataclasses.replace(self, overwrite=False))}"
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """The options of a recipe on each line of a file.
+
+    Raises:
+      InputError: It cannot be read, or a line is not a JSON object of options.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    hints = get_type_hints(Recipe)
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"--config {file}, line {number}"
+        try:
+            options = json.loads(line)
+        except (ValueError, RecursionError):
+            options = None
+        if not isinstance(options, dict):
+            raise InputError(f'{where}: expected the options of a model as JSON, such as {{"beta": 4, "seed": 1}}')
+        options = {name.replace("-", "_"): value for name, value in options.items()}
+        for name, value in options.items():
+            if name not in hints:
+                raise InputError(f"{where}: {name!r:.50} is no option of a model; expected {', '.join(hints)}")
+            if _alternatives(hints[name])[0] in (str, Path) and not isinstance(value, str | None):
+                raise InputError(f"{where}: --{option_name(name)} {value!r:.50}: expected text")
+        try:
+            Recipe(**options).check()
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        found.append(options)
+    if not found:
+        raise InputError(f"--config {file}: is empty; expected the options of a model on each line")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

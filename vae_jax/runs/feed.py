@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,6 +69,18 @@ class Source:
         self.count = len(images)
         self._resident = None if stream else mesh.replicate(as_seen_by_run(images[:], rule, key, split))
 
+    def for_key(self, key: Key[Array, ""]) -> Source:
+        """The images as a run with another key sees them: the same ones, unless their pixels are drawn."""
+        if self._rule in ("none", "threshold"):
+            return self
+        return Source(self._images, self._rule, key, self._split, self._mesh, self.streamed)
+
+    @property
+    def resident(self) -> Array:
+        """All images, on the device."""
+        assert self._resident is not None
+        return self._resident
+
     @property
     def streamed(self) -> bool:
         return self._resident is None
@@ -123,14 +136,26 @@ class Feed:
         self.image_shape = dataset.image_shape
         self.pixels: Pixels = dataset.pixels(config.binarize)
         # A set smaller than a batch makes a smaller batch, of equal shards all the same.
-        self._batch_size = min(config.batch_size, config.shards * math.ceil(self.train_count / config.shards))
+        self.batch_size = min(config.batch_size, config.shards * math.ceil(self.train_count / config.shards))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        flops = step_flops(self._batch_size, parameters)
-        most = int(max(1, STREAM_BYTES // (self._batch_size * self._train.image_bytes))) if stream else None
-        self._chunks = chunk_steps(math.ceil(self.train_count / self._batch_size), flops, most)
-        test_steps = math.ceil(self.test_count / self._batch_size)
+        flops = step_flops(self.batch_size, parameters)
+        most = int(max(1, STREAM_BYTES // (self.batch_size * self._train.image_bytes))) if stream else None
+        self._chunks = chunk_steps(math.ceil(self.train_count / self.batch_size), flops, most)
+        test_steps = math.ceil(self.test_count / self.batch_size)
         self._test_chunks = chunk_steps(test_steps, 0, most) if stream else [range(test_steps)]
         self._programs: dict[Any, Future] = {}
+
+    @property
+    def test_images(self) -> Array:
+        """The test images as the run sees them, [images, pixels]; they must be in memory."""
+        return self._test.resident
+
+    def for_seed(self, seed: int) -> Feed:
+        """The feed of a run that differs in the seed: it shares the programs, and the images unless they are drawn."""
+        feed = copy.copy(self)
+        feed._key = jax.random.key(seed)
+        feed._train, feed._test = self._train.for_key(feed._key), self._test.for_key(feed._key)
+        return feed
 
     def compile_ahead(self, state: steps.TrainState, skip: int = 0) -> None:
         """Starts to compile, in a thread, all programs that the rest of the run needs.
@@ -145,39 +170,44 @@ class Feed:
         """
         shuffle = steps.shuffle_bits.lower(self._key, 0, self.train_count)
         if not self._train.streamed:
-            shuffle = steps.shuffled_batches.lower(self._key, 0, self.train_count, self._batch_size)
+            shuffle = steps.shuffled_batches.lower(self._key, 0, self.train_count, self.batch_size)
         lowered: dict[Any, Any] = {"shuffle": shuffle}
         split = 1 if self._train.streamed else None
         evaluate = self._mesh.jit(steps.eval_epoch, None, split, None, None)
         train = self._mesh.jit(steps.train_epoch, None, split, None, donate=True)
 
         def batches(length: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((length, self._batch_size), jnp.int32)
+            return jax.ShapeDtypeStruct((length, self.batch_size), jnp.int32)
 
         for length in {len(chunk) for chunk in self._test_chunks}:
-            images = self._test.shape(length, self._batch_size)
+            images = self._test.shape(length, self.batch_size)
             lowered["evaluate", length] = evaluate.lower(state, images, batches(length), jnp.int32(0))
         for length in {len(chunk) for chunk in (*self._chunks, *_rest(self._chunks, skip))}:
-            images = self._train.shape(length, self._batch_size)
+            images = self._train.shape(length, self.batch_size)
             lowered["train", length] = train.lower(state, images, batches(length))
         pool = ThreadPoolExecutor(1)
         self._programs = {name: pool.submit(program.compile) for name, program in lowered.items()}
         pool.shutdown(wait=False)
 
+    def compiled_for(self, skip: int) -> bool:
+        """Whether there are programs for an epoch without its first steps."""
+        return all(("train", len(chunk)) in self._programs for chunk in _rest(self._chunks, skip))
+
     def wait_until_compiled(self) -> None:
         for program in self._programs.values():
             program.result()
 
-    def chunks(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
-        """The steps of an epoch after the first `skip`, with a progress bar where there is a terminal."""
+    def chunks(self, epoch: int, skip: int = 0, show: bool = True) -> Iterator[Chunk]:
+        """The steps of an epoch after the first `skip`, with a progress bar where there is a terminal, if `show`."""
         batches = self._shuffle(epoch)
+        hidden = None if show else True
         bar = tqdm(
-            total=self.train_count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=None
+            total=self.train_count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=hidden
         )
         with bar:
             for chunk in self._read_ahead(self._train, batches, _rest(self._chunks, skip)):
                 with tolerate_closed_output(STDERR):
-                    bar.update(chunk.steps.start * self._batch_size - bar.n)
+                    bar.update(chunk.steps.start * self.batch_size - bar.n)
                 yield chunk
 
     def _shuffle(self, epoch: int) -> Int[np.ndarray, "steps batch"]:
@@ -189,7 +219,7 @@ class Feed:
         keys = found.astype(np.uint64) << 32
         keys |= np.arange(self.train_count, dtype=np.uint32)
         keys.sort()
-        batches = np.full((-(-self.train_count // self._batch_size), self._batch_size), -1, np.int32)
+        batches = np.full((-(-self.train_count // self.batch_size), self.batch_size), -1, np.int32)
         batches.reshape(-1)[: self.train_count] = keys & 0xFFFFFFFF
         return batches
 
@@ -199,7 +229,7 @@ class Feed:
 
     def evaluate(self, state: steps.TrainState) -> Losses:
         """The losses of each test batch: `steps.eval_epoch`."""
-        numbers = steps.split_batches(jnp.arange(self.test_count), self._batch_size)
+        numbers = steps.split_batches(jnp.arange(self.test_count), self.batch_size)
         parts: list[Losses] = []
         for chunk in self._read_ahead(self._test, np.asarray(numbers), self._test_chunks):
             program = self._programs["evaluate", len(chunk.steps)].result()
