@@ -5,21 +5,18 @@ The modules that need jax are imported by the functions, so that `--help` and wr
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import math
-import os
 import queue
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vae_jax.config import GIVEN, NOT_SWEPT, Recipe, SweepConfig, SweepOptions, TrainConfig, option_name
-from vae_jax.data.dataset import Dataset, checked, load
+from vae_jax.config import NOT_SWEPT, Recipe, SweepConfig, SweepOptions, TrainConfig, option_name
+from vae_jax.data.dataset import Dataset, load
+from vae_jax.runs.summary import table
 from vae_jax.runs.sweep_folder import BEST, WEIGHTS, Model, Outcome, SweepFolder, describe, key, values, varied
 from vae_jax.system import command_line, signals
 from vae_jax.system.console import STDERR, quiet, say, tolerate_closed_output
@@ -28,11 +25,8 @@ from vae_jax.system.errors import InputError, NonFiniteLossError
 if TYPE_CHECKING:
     import flax.linen as nn
 
-    from vae_jax.core.steps import TrainState
     from vae_jax.runs.feed import Feed
-    from vae_jax.runs.metrics import EpochMetrics
     from vae_jax.runs.progress import Progress
-    from vae_jax.runs.stack import Trainer
 
 
 def command(config: SweepConfig) -> None:
@@ -112,7 +106,7 @@ class Work:
         with signals.defer_signals():
             import torch  # noqa: F401 - to export; its import takes a second or two
 
-            from vae_jax.runs.stack import Trainer
+            from vae_jax.runs.trainer import Trainer
 
         self._folder, self._options, self._module = folder, options, module
         self._halt = threading.Event()
@@ -134,12 +128,17 @@ class Work:
         if len(todo) < len(models):
             say(f"{self._folder}: {len(models) - len(todo)} of {len(models)} models are finished")
         programs: dict[Any, list[Model]] = {}
-        for model in todo:
+        for model in models:
             programs.setdefault(self._trainer.program(model.config), []).append(model)
-        self._jobs = iter([(program, model) for program, group in programs.items() for model in group])
-        workers = 2
+        size = self._options.at_once or 1
+        jobs = [
+            (program, [model for model in group[start : start + size] if model.outcome is None])
+            for program, group in programs.items()
+            for start in range(0, len(group), size)
+        ]
+        self._jobs = iter([(program, stack) for program, stack in jobs if stack])
+        workers = 1 if self._options.at_once else int(os.environ.get("WORKERS", "2"))
         say(f"{len(todo)} models, {len(programs)} programs")
-        start = time.monotonic()
         bar = tqdm(total=len(todo) * self._images_each, unit=" images", unit_scale=True, leave=False, disable=None)
         with bar, ThreadPoolExecutor(workers) as pool:
             running = {pool.submit(self._work) for _ in range(workers)}
@@ -163,11 +162,11 @@ class Work:
         with quiet():
             while not self._halt.is_set():
                 with self._lock:
-                    program, model = next(self._jobs, (None, None))
-                if model is None:
+                    program, models = next(self._jobs, (None, []))
+                if not models:
                     return
-                with fixed_settings(model.config.matmul_precision):
-                    self._train(model, self._feed(program, model.config))
+                with fixed_settings(models[0].config.matmul_precision):
+                    self._train(models, self._feed(program, models[0].config))
 
     def _feed(self, program: Any, config: TrainConfig) -> Feed:
         with self._feed_lock:
@@ -175,21 +174,32 @@ class Work:
                 self._feeds = {program: self._trainer.feed(config)}  # the former one goes with its last model
             return self._feeds[program]
 
-    def _train(self, model: Model, feed: Feed) -> None:
-        """Trains a model to its end, and records it."""
-        from vae_jax.runs.stack import Halted
+    def _train(self, models: list[Model], feed: Feed) -> None:
+        """Trains one model, or several as one, and records what becomes of them."""
+        from vae_jax.runs.stack import train_stack
+        from vae_jax.runs.trainer import HaltedError
 
-        self._folder.begin(model)
+        for model in models:
+            self._folder.begin(model)
         try:
-            progress = self._trainer.train(model, feed)
-            self._finish(model, progress, feed)
+            if len(models) == 1:
+                trained = [(models[0], self._trainer.train(models[0], feed))]
+            else:
+                trained = train_stack(self._trainer, models, feed, self._give_up)
+            for model, progress in trained:
+                self._finish(model, progress, feed.for_seed(model.config.seed))
         except NonFiniteLossError as error:
-            outcome = Outcome(model.history, diverged=str(error).partition(";")[0])
-            with self._lock:
-                self._folder.end(model, outcome)
-            self._lines.put(f"{model.name}: diverged, {outcome.diverged}")
-        except Halted:
+            self._give_up(models[0], str(error))
+        except HaltedError:
             pass
+
+    def _give_up(self, model: Model, reason: str) -> None:
+        """Records a model that has diverged."""
+        outcome = Outcome(model.history, diverged=reason.partition(";")[0])
+        with self._lock:
+            self._folder.end(model, outcome)
+            self._folder.write_results()
+        self._lines.put(f"{model.name}: diverged, {outcome.diverged}")
 
     def _finish(self, model: Model, progress: Progress, feed: Feed) -> None:
         """Measures a trained model, writes its weights, and records it."""
@@ -203,7 +213,7 @@ class Work:
         state, keep = progress.state, self._options.keep
         noise = jax.random.fold_in(jax.random.key(model.config.seed), TEST_NOISE)
         samples = self._options.importance_samples
-        found = measure(state.model, state.params, feed.test_images, noise, importance_samples=samples)
+        found = measure(state.model, state.params, feed.images[1], noise, importance_samples=samples)
         outcome = Outcome(progress.history, "", found.active_units, found.log_px, found.log_px_stderr)
         with self._lock:
             if keep != "none" and isinstance(state.model, VAE):
@@ -216,17 +226,29 @@ class Work:
             self._folder.end(model, outcome)
             self._folder.write_results()
         last = progress.history[-1]
-        self._lines.put(f"{model.name}: test loss {last.test_loss:.2f} = bce {last.test_bce:.2f} + kld {last.test_kld:.2f}")
+        self._lines.put(
+            f"{model.name}: test loss {last.test_loss:.2f} = bce {last.test_bce:.2f} + kld {last.test_kld:.2f}"
+        )
 
-    def _end_epoch(self, model: Model) -> None:
+    def _end_epoch(self) -> None:
         with self._lock:
             self._folder.write_metrics()
 
 
 def report(folder: SweepFolder, models: Sequence[Model]) -> None:
-    """Writes the tables and pictures of all models, and prints how the models compare."""
+    """Writes the tables and pictures of a finished sweep, and prints how its models compare."""
+    with signals.defer_signals():
+        from vae_jax.pictures import plots
+        from vae_jax.pictures.sweep import draw
+
     folder.write_results()
     folder.write_metrics()
+    say(*table(models))
+    for name, figure in draw(folder.models).items():
+        plots.save(plots.pixels(figure), folder.path / name)
+    best = folder.best()
+    if best is not None and (folder.path / BEST).exists():
+        say(f"saved {folder.path / BEST}, the model {best.name}")
 
 
 def main() -> None:

@@ -62,11 +62,12 @@ class Checkpoints:
         self._newest: int | None = None  # of those known to be whole
         self._last = time.monotonic()
 
-    def newest(self, model: nn.Module | None = None) -> Progress | None:
+    def newest(self, model: nn.Module | None = None, most: int | None = None) -> Progress | None:
         """Reads the newest checkpoint that is whole; damaged ones are reported and skipped.
 
         Args:
           model: The module of the run; by default the documented one.
+          most: Leave out checkpoints after more optimizer steps.
 
         Returns:
           The progress, or None if there is no checkpoint.
@@ -76,6 +77,8 @@ class Checkpoints:
           OSError: A file cannot be read, damaged or not.
         """
         for step in reversed(self._workdir.checkpoint_steps()):
+            if most is not None and step > most:
+                continue
             file = self._workdir.checkpoint(step)
             try:
                 arrays, notes = self._read(step)
@@ -85,7 +88,7 @@ class Checkpoints:
             self._newest = step
             history = [EpochMetrics(**metrics) for metrics in notes["history"]]
             return Progress(self._state(arrays, model), history, notes["bce"], notes["kld"], notes["seconds"])
-        if self._workdir.checkpoint_steps():
+        if self._workdir.checkpoint_steps() and most is None:
             raise InputError(
                 f"--workdir {self._workdir}: none of its checkpoints can be read; restore a copy of one,"
                 " or add --overwrite to start again"

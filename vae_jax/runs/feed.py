@@ -146,9 +146,9 @@ class Feed:
         self._programs: dict[Any, Future] = {}
 
     @property
-    def test_images(self) -> Array:
-        """The test images as the run sees them, [images, pixels]; they must be in memory."""
-        return self._test.resident
+    def images(self) -> tuple[Array, Array]:
+        """The training and the test images as the run sees them, [images, pixels]; they must be in memory."""
+        return self._train.resident, self._test.resident
 
     def for_seed(self, seed: int) -> Feed:
         """The feed of a run that differs in the seed: it shares the programs, and the images unless they are drawn."""
@@ -182,7 +182,7 @@ class Feed:
         for length in {len(chunk) for chunk in self._test_chunks}:
             images = self._test.shape(length, self.batch_size)
             lowered["evaluate", length] = evaluate.lower(state, images, batches(length), jnp.int32(0))
-        for length in {len(chunk) for chunk in (*self._chunks, *_rest(self._chunks, skip))}:
+        for length in {len(chunk) for chunk in (*self._chunks, *rest(self._chunks, skip))}:
             images = self._train.shape(length, self.batch_size)
             lowered["train", length] = train.lower(state, images, batches(length))
         pool = ThreadPoolExecutor(1)
@@ -191,7 +191,7 @@ class Feed:
 
     def compiled_for(self, skip: int) -> bool:
         """Whether there are programs for an epoch without its first steps."""
-        return all(("train", len(chunk)) in self._programs for chunk in _rest(self._chunks, skip))
+        return all(("train", len(chunk)) in self._programs for chunk in rest(self._chunks, skip))
 
     def wait_until_compiled(self) -> None:
         for program in self._programs.values():
@@ -205,7 +205,7 @@ class Feed:
             total=self.train_count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=hidden
         )
         with bar:
-            for chunk in self._read_ahead(self._train, batches, _rest(self._chunks, skip)):
+            for chunk in self._read_ahead(self._train, batches, rest(self._chunks, skip)):
                 with tolerate_closed_output(STDERR):
                     bar.update(chunk.steps.start * self.batch_size - bar.n)
                 yield chunk
@@ -301,6 +301,6 @@ def chunk_steps(steps: int, step_flops: int, most: int | None = None) -> list[ra
     return [range(steps)[start : start + length] for start in range(0, steps, length)]
 
 
-def _rest(chunks: list[range], skip: int) -> list[range]:
+def rest(chunks: list[range], skip: int) -> list[range]:
     """The chunks without their first `skip` steps."""
     return [range(max(chunk.start, skip), chunk.stop) for chunk in chunks if chunk.stop > skip]

@@ -92,7 +92,17 @@ class Progress:
             running: Any = self._running
             while not all(part.is_ready() for part in running):
                 time.sleep(0.001)  # Python hears a second Ctrl-C only between two of its own instructions
-            loss, bce, kld = (np.asarray(part) for part in running)
+            losses = steps.Losses(*(np.asarray(part) for part in running))
+        self.take(losses)
+        self._running = None
+
+    def take(self, losses: steps.Losses) -> None:
+        """Adds the losses of the steps that follow, [steps] each.
+
+        Raises:
+          NonFiniteLossError: A loss is not finite.
+        """
+        loss, bce, kld = (np.asarray(part) for part in losses)
         bad = np.flatnonzero(~np.isfinite(loss))
         if bad.size:
             raise NonFiniteLossError(
@@ -102,12 +112,12 @@ class Progress:
             )
         self.bce += bce.tolist()
         self.kld += kld.tolist()
-        self._running = None
 
-    def end_epoch(self, feed: Feed, beta: float) -> EpochMetrics:
-        """Measures the test set and closes the current epoch."""
+    def end_epoch(self, feed: Feed, beta: float, tested: steps.Losses | None = None) -> EpochMetrics:
+        """Measures the test set, unless its losses are known, and closes the current epoch."""
         self.settle()
-        _, test_bce, test_kld = (np.asarray(part).tolist() for part in feed.evaluate(self.state))
+        tested = feed.evaluate(self.state) if tested is None else tested
+        _, test_bce, test_kld = (np.asarray(part).tolist() for part in tested)
         metrics = EpochMetrics(
             self.epoch,
             *average(self.bce, self.kld, feed.train_count, beta),

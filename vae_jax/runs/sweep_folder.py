@@ -274,18 +274,25 @@ def varied(recipes: Sequence[Recipe]) -> list[str]:
     return [name for name, found in values(recipes).items() if len(found) > 1 and name != "data"]
 
 
+def short(value: Any) -> str:
+    """A value of an option, in few characters: 4 for 4.0."""
+    return str(value).removesuffix(".0")
+
+
 def describe(recipe: Recipe, names: Sequence[str]) -> str:
     """The values of some options, as a user types them."""
     options = to_json(recipe)
-    return " ".join(f"--{option_name(name)} {options[name]}" for name in names)
+    return " ".join(f"--{option_name(name)} {short(options[name])}" for name in names)
 
 
 def _unused_name(recipe: Recipe, names: Sequence[str], taken: dict[str, Recipe]) -> str:
     """A name for the folder of a model, such as beta=0.5_seed=3."""
     options = to_json(recipe)
-    text = "_".join(f"{option_name(name)}={options[name]}" for name in names) or "model"
+    text = "_".join(f"{option_name(name)}={short(options[name])}" for name in names) or "model"
     text = re.sub(r"[^\w.=+-]+", "-", text)[:NAME_LENGTH]
-    return next(name for number in range(len(taken) + 1) if (name := text + f"_{number + 1}" * (number > 0)) not in taken)
+    return next(
+        name for number in range(len(taken) + 1) if (name := text + f"_{number + 1}" * (number > 0)) not in taken
+    )
 
 
 def row(model: Model) -> dict[str, Any]:
