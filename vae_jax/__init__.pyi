@@ -1,3 +1,5 @@
+from .config import Recipe as Recipe
+from .config import SweepOptions as SweepOptions
 from .config import TrainConfig as TrainConfig
 from .core.estimate import importance_log_px as importance_log_px
 from .core.model import VAE as VAE
@@ -23,6 +25,7 @@ from .data.dataset import load as load
 from .evaluate import Evaluation as Evaluation
 from .evaluate import measure as measure
 from .runs.trained import Trained as Trained
+from .sweep import sweep as sweep
 from .system.errors import DataError as DataError
 from .system.errors import InputError as InputError
 from .system.errors import NonFiniteLossError as NonFiniteLossError

@@ -7,6 +7,7 @@ from vae_jax.system.console import say, warn
 
 COMMANDS = {
     "train": ("vae_jax.train", "train a model and export it as a PyTorch state dict"),
+    "sweep": ("vae_jax.sweep", "train many models and compare them, with error bars over seeds"),
     "evaluate": ("vae_jax.evaluate", "measure a trained model: loss, BCE, KLD, log p(x)"),
     "generate": ("vae_jax.generate", "draw what a trained model makes"),
     "encode": ("vae_jax.encode", "write the latents of an image set"),

@@ -5,28 +5,77 @@ The modules that need jax are imported by the functions, so that `--help` and wr
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import math
 import queue
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from tqdm import tqdm
 
-from vae_jax.config import NOT_SWEPT, Recipe, SweepConfig, SweepOptions, TrainConfig, option_name
-from vae_jax.data.dataset import Dataset, load
+from vae_jax.config import GIVEN, NOT_SWEPT, Recipe, SweepConfig, SweepOptions, TrainConfig, option_name
+from vae_jax.data.dataset import Dataset, checked, load
 from vae_jax.runs.summary import table
 from vae_jax.runs.sweep_folder import BEST, WEIGHTS, Model, Outcome, SweepFolder, describe, key, values, varied
 from vae_jax.system import command_line, signals
 from vae_jax.system.console import STDERR, quiet, say, tolerate_closed_output
 from vae_jax.system.errors import InputError, NonFiniteLossError
+from vae_jax.system.memory import memory
 
 if TYPE_CHECKING:
     import flax.linen as nn
 
+    from vae_jax.core.steps import TrainState
     from vae_jax.runs.feed import Feed
+    from vae_jax.runs.metrics import EpochMetrics
     from vae_jax.runs.progress import Progress
+
+# Models that train at once, each by itself, in threads that share the cores: faster than stacked on a CPU.
+WORKERS = 2
+# Bytes of memory that Python, JAX, PyTorch and the compiled programs take.
+LIBRARIES = 0.9e9
+
+
+def sweep(
+    configs: Sequence[Recipe],
+    options: SweepOptions | None = None,
+    dataset: Dataset | None = None,
+    model: nn.Module | None = None,
+) -> tuple[TrainState | list[TrainState], list[list[EpochMetrics]]]:
+    """Trains a model for each config, as `python -m vae_jax.sweep` does.
+
+    Args:
+      configs: The recipes. What a `TrainConfig` says about anything but the recipe is not looked at.
+      options: Epochs, workdir and all else that the models share.
+      dataset: Images to train on, in place of those that the recipes name.
+      model: A Flax module with the methods `encode` and `decode`, in place of the documented model.
+
+    Returns:
+      The trained states, stacked along a leading axis, in the order of the configs; where they do not share a program,
+      a list of such stacks, in the order of their first models. And the averages of every epoch of every model.
+
+    Raises:
+      InputError: An option cannot be used, before anything is computed or written; or a model has diverged or its state
+        is not kept (`keep="all"` keeps it), after all models are trained.
+      OSError: A file cannot be written; whatever is there is whole, and the same call goes on.
+      Interrupted: Ctrl-C or SIGTERM came while training; checkpoints have been written.
+    """
+    options = options or SweepOptions()
+    options.check()
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    recipes = [Recipe(**{name: getattr(config, name) for name in names}) for config in configs]
+    if dataset is not None:
+        recipes = [dataclasses.replace(recipe, data=GIVEN) for recipe in recipes]
+        dataset = checked(dataset, options.image_size, options.grey)
+    work, models = run(recipes, options, "to go on: call sweep with the same arguments", dataset, model)
+    stacks = list(work.states(models))
+    return stacks[0] if len(stacks) == 1 else stacks, [model.history for model in models]
 
 
 def command(config: SweepConfig) -> None:
@@ -61,13 +110,15 @@ def run(
         recipes[0].data, options.data_dir, options.max_data_gb, options.image_size, options.grey, stream="never"
     )
     checksum = dataset.checksum()
+    with fixed_settings():
+        work = Work(folder, options, dataset, checksum, module)
+        work.check(recipes)
     with fixed_settings(), folder.lock():
         models = folder.open(recipes, checksum)
-        work = Work(folder, options, dataset, checksum, module)
         with signals.stop_on_signal(advice) as stop:
             work.train(models, stop)
             stop.raise_if_requested()
-        report(folder, models)
+        report(folder)
     return work, models
 
 
@@ -118,6 +169,52 @@ class Work:
         self._trainer = Trainer(dataset, checksum, module, self._halt, self._images.__setitem__, self._end_epoch)
         self._images_each = options.epochs * len(dataset.train_images)
 
+    def check(self, recipes: Sequence[Recipe]) -> None:
+        """Checks that the models have room, and that the files of `--init` suit them.
+
+        Raises:
+          InputError: They do not.
+        """
+        from vae_jax.runs.progress import read_init
+
+        configs = [self._folder.config(recipe, self._folder.path) for recipe in recipes]
+        self._bytes = [self._trainer.state_bytes(config) for config in configs]
+        pixels = math.prod(self._trainer.dataset.image_shape)
+        for config in {key(dataclasses.replace(config, seed=0, beta=1.0)): config for config in configs}.values():
+            read_init(config, pixels, self._module)
+        disk, free = self.disk, psutil.disk_usage(str(existing(self._folder.path))).free
+        if disk > free:
+            raise InputError(
+                f"--workdir {self._folder}: {len(recipes):,} models would take {disk / 1e9:,.1f} GB of disk; expected"
+                f" at most {free / 1e9:,.1f} GB, which are free; use --keep best or none, or fewer models"
+            )
+        if self.memory > memory():
+            raise InputError(
+                f"{self._at_once} models at once would take {self.memory / 1e9:,.1f} GB of memory; expected at most"
+                f" {memory() / 1e9:,.1f} GB, the machine's; use a smaller --at-once, or smaller models"
+            )
+
+    @property
+    def disk(self) -> float:
+        """Bytes that the sweep takes on the disk at most: a state is parameters and Adam's two moments."""
+        largest = sorted(self._bytes)[-self._at_once :]
+        if self._options.keep == "all":
+            # A checkpoint and the weights of each model; those that train may have two checkpoints more.
+            return sum(self._bytes) * 4 / 3 + 2 * sum(largest)
+        return 3 * sum(largest) + (max(largest) / 3 if self._options.keep == "best" else 0)
+
+    @property
+    def memory(self) -> float:
+        """Bytes of memory that the sweep takes, about: the libraries, the images, and the models that train at once."""
+        dataset = self._trainer.dataset
+        images = dataset.train_images.nbytes + dataset.test_images.nbytes
+        # The state, its gradients, a copy while a checkpoint is encoded.
+        return LIBRARIES + 2 * images + 3 * sum(sorted(self._bytes)[-self._at_once :])
+
+    @property
+    def _at_once(self) -> int:
+        return self._options.at_once or WORKERS
+
     def train(self, models: list[Model], stop: signals.StopRequest) -> None:
         """Trains all models that have not come to their end.
 
@@ -137,8 +234,14 @@ class Work:
             for start in range(0, len(group), size)
         ]
         self._jobs = iter([(program, stack) for program, stack in jobs if stack])
-        workers = 1 if self._options.at_once else int(os.environ.get("WORKERS", "2"))
-        say(f"{len(todo)} models, {len(programs)} programs")
+        workers = 1 if self._options.at_once else WORKERS
+        if todo:
+            how = f"stacked by {size}" if size > 1 else f"{workers} at once, each by itself"
+            say(
+                f"{len(todo)} models to train in {len({program for program, stack in jobs if stack})} programs, {how};"
+                f" up to {self.disk / 1e9:.2f} GB of disk, about {self.memory / 1e9:.1f} GB of memory"
+            )
+        begin, told = time.monotonic(), not todo
         bar = tqdm(total=len(todo) * self._images_each, unit=" images", unit_scale=True, leave=False, disable=None)
         with bar, ThreadPoolExecutor(workers) as pool:
             running = {pool.submit(self._work) for _ in range(workers)}
@@ -148,8 +251,15 @@ class Work:
                 failed = failed or next((error for job in done if (error := job.exception())), None)
                 if stop.requested or failed:
                     self._halt.set()
+                images = sum(self._images.copy().values())
                 with tolerate_closed_output(STDERR):
-                    bar.update(sum(self._images.copy().values()) - bar.n)
+                    bar.update(images - bar.n)
+                if not told and any(model.history for model in todo) and images:
+                    told = True
+                    seconds = (time.monotonic() - begin) * (len(todo) * self._images_each - images) / images
+                    self._lines.put(
+                        f"about {seconds / 60:.0f} minutes to go" if seconds > 90 else f"{seconds:.0f} s to go"
+                    )
                 while not self._lines.empty():
                     bar.clear()
                     say(self._lines.get())
@@ -230,12 +340,31 @@ class Work:
             f"{model.name}: test loss {last.test_loss:.2f} = bce {last.test_bce:.2f} + kld {last.test_kld:.2f}"
         )
 
+    def states(self, models: list[Model]) -> Iterator[TrainState]:
+        """The states of trained models, stacked; one stack for each program.
+
+        Raises:
+          InputError: The state of a model is not there.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        programs: dict[Any, list[TrainState]] = {}
+        for model in models:
+            if not model.finished or self._options.keep != "all":
+                why = "it has diverged" if not model.finished else f"keep={self._options.keep!r} does not keep it"
+                raise InputError(f"{model.name}: its state is not there, as {why}; its figures are in results.csv")
+            state = self._trainer.begin(model)[0].state
+            programs.setdefault(self._trainer.program(model.config), []).append(state)
+        for states in programs.values():
+            yield jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
     def _end_epoch(self) -> None:
         with self._lock:
             self._folder.write_metrics()
 
 
-def report(folder: SweepFolder, models: Sequence[Model]) -> None:
+def report(folder: SweepFolder) -> None:
     """Writes the tables and pictures of a finished sweep, and prints how its models compare."""
     with signals.defer_signals():
         from vae_jax.pictures import plots
@@ -243,12 +372,17 @@ def report(folder: SweepFolder, models: Sequence[Model]) -> None:
 
     folder.write_results()
     folder.write_metrics()
-    say(*table(models))
+    say(*table(folder.models))
     for name, figure in draw(folder.models).items():
         plots.save(plots.pixels(figure), folder.path / name)
     best = folder.best()
     if best is not None and (folder.path / BEST).exists():
         say(f"saved {folder.path / BEST}, the model {best.name}")
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.exists())
 
 
 def main() -> None:

@@ -195,12 +195,13 @@ class SweepFolder:
         """The options of the run that makes a model, in the folder `workdir`."""
         own = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
         names = {field.name for field in dataclasses.fields(TrainConfig)} - {"keep", "overwrite"}
-        shared = {
+        shared: dict[str, Any] = {
             field.name: getattr(self._options, field.name)
             for field in dataclasses.fields(SweepOptions)
             if field.name in names
         }
-        return TrainConfig(**(shared | own | {"workdir": workdir, "export": workdir / WEIGHTS}))
+        place: dict[str, Any] = {"workdir": workdir, "export": workdir / WEIGHTS}
+        return TrainConfig(**(shared | own | place))
 
     def begin(self, model: Model) -> None:
         """Makes the folder of a model, with its options: from now on it is a run that other commands can look at."""

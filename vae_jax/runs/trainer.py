@@ -53,6 +53,11 @@ class Trainer:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(blank))
         return jax.tree.structure(blank), shapes, config.batch_size, config.matmul_precision
 
+    def state_bytes(self, config: TrainConfig) -> int:
+        """Bytes of the parameters and of Adam's two moments."""
+        blank = jax.eval_shape(lambda: self.create(config))
+        return 3 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(blank.params))
+
     def feed(self, config: TrainConfig) -> Feed:
         """The images, and the programs of all models that share that of this one."""
         mesh = Mesh(config.shards, 1)

@@ -1,0 +1,155 @@
+"""Sweeps: the same models as single runs, nothing lost, and bad input refused before any work."""
+
+import csv
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import vae_jax.sweep
+from vae_jax import InputError, Recipe, SweepOptions, TrainConfig, fit, sweep
+from vae_jax.runs.checkpoint import Checkpoints
+
+
+class Died(BaseException):
+    """Stands for a kill: nothing in the product catches it."""
+
+
+def recipes(few_images_file, **grid):
+    """A small recipe for each seed and beta."""
+    grid = {"seed": [0, 1], "beta": [0.5, 1]} | grid
+    small = {"data": str(few_images_file), "hidden_dim": 8, "latent_dim": 2}
+    return [
+        Recipe(**small | {"seed": seed, "beta": beta} | {n: v for n, v in grid.items() if n not in ("seed", "beta")})
+        for beta in grid["beta"]
+        for seed in grid["seed"]
+    ]
+
+
+def rows(folder):
+    with (folder / "results.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def options(tmp_path):
+    return SweepOptions(workdir=tmp_path / "sweep", epochs=2)
+
+
+@pytest.fixture
+def single(tmp_path, few_images_file):
+    """The single run of seed 1 and beta 0.5: its config and history."""
+    recipe = dataclasses.asdict(recipes(few_images_file)[1])
+    config = TrainConfig(**recipe, epochs=2, workdir=tmp_path / "run", export=tmp_path / "vae.pth")
+    return config, fit(config)[1]
+
+
+def test_each_model_is_that_of_a_single_run(options, single, few_images_file):
+    config, history = single
+    states, histories = sweep(recipes(few_images_file), options)
+    assert states.beta.tolist() == [0.5, 0.5, 1, 1]
+    folder = options.workdir
+    assert (folder / "models/beta=0.5_seed=1/vae.pth").read_bytes() == config.export.read_bytes()
+    assert [m.test_loss for m in histories[1]] == [m.test_loss for m in history]
+    found = rows(folder)
+    assert [row["name"] for row in found] == ["beta=0.5_seed=0", "beta=0.5_seed=1", "beta=1_seed=0", "beta=1_seed=1"]
+    assert all(row["status"] == "finished" for row in found)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 8
+    for name in ("options.png", "rate-distortion.png", "curves.png", "best.pth"):
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_stacked_models_differ_by_rounding(options, single, few_images_file):
+    _, history = single
+    _, histories = sweep(recipes(few_images_file), dataclasses.replace(options, at_once=3))
+    np.testing.assert_allclose([m.test_loss for m in histories[1]], [m.test_loss for m in history], rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [None, 4])
+def test_a_killed_sweep_ends_as_an_undisturbed_one(at_once, tmp_path, few_images_file, monkeypatch):
+    whole, killed = (
+        SweepOptions(workdir=tmp_path / name, epochs=2, at_once=at_once, checkpoint_every=1e-9) for name in "ab"
+    )
+    sweep(recipes(few_images_file), whole)
+    save, count = Checkpoints.save, 0
+
+    def save_and_die(checkpoints, progress):
+        nonlocal count
+        save(checkpoints, progress)
+        count += 1
+        if count == 3:
+            raise Died
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    with pytest.raises(Died):
+        sweep(recipes(few_images_file), killed)
+    sweep(recipes(few_images_file), killed)
+    assert rows(killed.workdir) == rows(whole.workdir)
+
+
+@pytest.mark.parametrize("at_once", [None, 3])
+def test_a_diverging_model_disturbs_no_other(at_once, tmp_path, few_images_file):
+    good = recipes(few_images_file, seed=[0, 1], beta=[1])
+    bad = dataclasses.replace(good[0], learning_rate=1e30)
+    found = []
+    for name, models in (("a", [good[0], bad, good[1]]), ("b", [good[0], dataclasses.replace(bad, seed=2), good[1]])):
+        options = SweepOptions(workdir=tmp_path / name, epochs=2, at_once=at_once)
+        with pytest.raises(InputError, match="has diverged"):
+            sweep(models, options)
+        found.append([row for row in rows(tmp_path / name) if row["status"] == "finished"])
+        assert len(found[-1]) == 2 and sum("diverged" in row["status"] for row in rows(tmp_path / name)) == 1
+    losses = [[row["test_loss"] for row in part] for part in found]
+    assert losses[0] == losses[1]
+
+
+def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monkeypatch):
+    sweep(recipes(few_images_file, seed=[0]), options)
+    trained = []
+    begin = vae_jax.sweep.SweepFolder.begin
+    monkeypatch.setattr(
+        vae_jax.sweep.SweepFolder, "begin", lambda folder, model: (trained.append(model.name), begin(folder, model))
+    )
+    sweep(recipes(few_images_file), options)
+    assert trained == ["beta=0.5_seed=1", "beta=1_seed=1"]
+    with pytest.raises(InputError, match="--hidden-dim was 8, now is 9"):
+        sweep(recipes(few_images_file, hidden_dim=9), options)
+    with pytest.raises(InputError, match="--epochs was 2, now is 3"):
+        sweep(recipes(few_images_file), dataclasses.replace(options, epochs=3))
+
+
+@pytest.mark.parametrize("keep", ["best", "none"])
+def test_keep(keep, options, few_images_file, monkeypatch):
+    arguments = ["--hidden-dim", "8", "--latent-dim", "2", "--epochs", "1", "--seed", "0", "1", "--keep", keep]
+    command = ["sweep", "--data", str(few_images_file), "--workdir", str(options.workdir), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    vae_jax.sweep.main()
+    assert [path.name for path in options.workdir.rglob("*.pth")] == (["best.pth"] if keep == "best" else [])
+    assert not list(options.workdir.rglob("*.safetensors"))
+    assert len(json.loads((options.workdir / "sweep.json").read_text())["models"]) == 2
+
+
+BAD = {
+    "--seed 1 1": "two models are the same",
+    "--seed": "--seed: expected one value or several",
+    "--binarize none dynamic": "--binarize none dynamic: cannot be swept",
+    "--shards 1 2": "--shards 1 2: cannot be swept",
+    "--data mnist fashion": "--data mnist fashion: cannot be swept",
+    "--seed 0 1 --beta 1 2 3 --zip": "--zip: --beta has 3, --seed has 2 values",
+    "--beta 1 -2": "--beta -2",
+    "--config missing.jsonl": "--config missing.jsonl: cannot be read",
+    "--hidden-dim 100000000 --latent-dim 2 3": "GB",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_refusals(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep", *words.split()])
+    with pytest.raises(SystemExit) as stopped:
+        vae_jax.sweep.main()
+    assert stopped.value.code == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1 and BAD[words] in output.err
+    assert output.out == "" and not list(tmp_path.iterdir())
