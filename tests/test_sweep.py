@@ -2,15 +2,17 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import sys
 
 import numpy as np
 import pytest
 
-import vae_jax.sweep
 from vae_jax import InputError, Recipe, SweepOptions, TrainConfig, fit, sweep
 from vae_jax.runs.checkpoint import Checkpoints
+
+module = importlib.import_module("vae_jax.sweep")  # the package has the function under this name
 
 
 class Died(BaseException):
@@ -107,9 +109,9 @@ def test_a_diverging_model_disturbs_no_other(at_once, tmp_path, few_images_file)
 def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monkeypatch):
     sweep(recipes(few_images_file, seed=[0]), options)
     trained = []
-    begin = vae_jax.sweep.SweepFolder.begin
+    begin = module.SweepFolder.begin
     monkeypatch.setattr(
-        vae_jax.sweep.SweepFolder, "begin", lambda folder, model: (trained.append(model.name), begin(folder, model))
+        module.SweepFolder, "begin", lambda folder, model: (trained.append(model.name), begin(folder, model))
     )
     sweep(recipes(few_images_file), options)
     assert trained == ["beta=0.5_seed=1", "beta=1_seed=1"]
@@ -124,7 +126,7 @@ def test_keep(keep, options, few_images_file, monkeypatch):
     arguments = ["--hidden-dim", "8", "--latent-dim", "2", "--epochs", "1", "--seed", "0", "1", "--keep", keep]
     command = ["sweep", "--data", str(few_images_file), "--workdir", str(options.workdir), *arguments]
     monkeypatch.setattr(sys, "argv", command)
-    vae_jax.sweep.main()
+    module.main()
     assert [path.name for path in options.workdir.rglob("*.pth")] == (["best.pth"] if keep == "best" else [])
     assert not list(options.workdir.rglob("*.safetensors"))
     assert len(json.loads((options.workdir / "sweep.json").read_text())["models"]) == 2
@@ -148,7 +150,7 @@ def test_refusals(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sweep", *words.split()])
     with pytest.raises(SystemExit) as stopped:
-        vae_jax.sweep.main()
+        module.main()
     assert stopped.value.code == 2
     output = capsys.readouterr()
     assert output.err.startswith("error: ") and output.err.count("\n") == 1 and BAD[words] in output.err

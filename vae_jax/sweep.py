@@ -237,8 +237,9 @@ class Work:
         workers = 1 if self._options.at_once else WORKERS
         if todo:
             how = f"stacked by {size}" if size > 1 else f"{workers} at once, each by itself"
+            count = len({program for program, stack in jobs if stack})
             say(
-                f"{len(todo)} models to train in {len({program for program, stack in jobs if stack})} programs, {how};"
+                f"{len(todo)} model{'s' * (len(todo) > 1)} to train, {count} program{'s' * (count > 1)}, {how};"
                 f" up to {self.disk / 1e9:.2f} GB of disk, about {self.memory / 1e9:.1f} GB of memory"
             )
         begin, told = time.monotonic(), not todo

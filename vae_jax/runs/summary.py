@@ -53,7 +53,7 @@ def figures(model: Model, epoch: int = -1) -> dict[str, float]:
         "loss": metrics.test_loss,
     }
     if outcome is not None and outcome.active_units is not None:
-        found["active units"] = outcome.active_units
+        found["active units"] = float(outcome.active_units)
     if outcome is not None and outcome.log_px is not None:
         found["log p(x)"] = outcome.log_px
     return found
