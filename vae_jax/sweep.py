@@ -23,6 +23,7 @@ from vae_jax.config import GIVEN, NOT_SWEPT, Recipe, SweepConfig, SweepOptions, 
 from vae_jax.data.dataset import Dataset, checked, load
 from vae_jax.runs.summary import table
 from vae_jax.runs.sweep_folder import BEST, WEIGHTS, Model, Outcome, SweepFolder, describe, key, values, varied
+from vae_jax.runs.workdir import EVENTS
 from vae_jax.system import command_line, signals
 from vae_jax.system.console import STDERR, quiet, say, tolerate_closed_output
 from vae_jax.system.errors import InputError, NonFiniteLossError
@@ -326,6 +327,13 @@ class Work:
         samples = self._options.importance_samples
         found = measure(state.model, state.params, feed.images[1], noise, importance_samples=samples)
         outcome = Outcome(progress.history, "", found.active_units, found.log_px, found.log_px_stderr)
+        if self._options.tensorboard:
+            from vae_jax.runs.events import Events
+
+            place = self._folder.path / EVENTS / model.name
+            events = Events(place, model.config, progress.history[0].pixels, 1)
+            for metrics in progress.history:
+                events.add(metrics)
         with self._lock:
             if keep != "none" and isinstance(state.model, VAE):
                 weights = convert.to_state_dict(jax.device_get(state.params))

@@ -92,8 +92,7 @@ class Progress:
             running: Any = self._running
             while not all(part.is_ready() for part in running):
                 time.sleep(0.001)  # Python hears a second Ctrl-C only between two of its own instructions
-            losses = steps.Losses(*(np.asarray(part) for part in running))
-        self.take(losses)
+        self.take(running)
         self._running = None
 
     def take(self, losses: steps.Losses) -> None:
