@@ -15,7 +15,7 @@ import optax
 
 from torch_ref.rules import Entry, translate
 from torch_ref.torch_side import Loss, Record, Values, loss_terms
-from vae_jax.core.model import Output, forward
+from vae_jax.core.model import forward
 from vae_jax.core.objective import losses
 from vae_jax.core.optimizer import adam
 from vae_jax.system.errors import InputError, reason
@@ -110,28 +110,30 @@ def run(
       steps: Optimizer steps to take.
     """
     optimizer = adam(1e-3) if tx is None else tx
+    given = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), dict(variables))
+    bound = model if len(given) == 1 else cast(nn.Module, _WithStatistics(model, given))
+
+    def objective(
+        params: Any, pixels: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
+        output = forward(bound, params, pixels, noise)
+        returned = losses(output, pixels) if loss is None else loss(output.logits, pixels, output.mu, output.logvar)
+        terms = loss_terms(returned)
+        return terms["loss"], ({**output._asdict(), "recon": jax.nn.sigmoid(output.logits)}, terms)
+
+    @jax.jit
+    def step(params: Any, opt_state: Any, pixels: jax.Array, noise: jax.Array) -> Any:
+        gradients, found = jax.grad(objective, has_aux=True)(params, pixels, noise)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return (gradients, *found), optax.apply_updates(params, updates), opt_state
+
     with precision(dtype):
-        given = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), dict(variables))
-        pixels, noise = jnp.asarray(images, dtype), jnp.asarray(eps, dtype)
-
-        def objective(params: Any) -> tuple[jax.Array, tuple[Output, dict[str, jax.Array]]]:
-            bound = model if len(given) == 1 else _WithStatistics(model, given)
-            output = forward(cast(nn.Module, bound), params, pixels, noise)
-            returned = losses(output, pixels) if loss is None else loss(output.logits, pixels, output.mu, output.logvar)
-            terms = loss_terms(tuple(returned) if isinstance(returned, tuple) else returned)
-            return terms["loss"], (output, terms)
-
-        @jax.jit
-        def step(params: Any, opt_state: Any) -> Any:
-            gradients, found = jax.grad(objective, has_aux=True)(params)
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return gradients, found, optax.apply_updates(params, updates), opt_state
-
-        params, opt_state = given["params"], optimizer.init(given["params"])
-        gradients, (output, terms), params, opt_state = step(params, opt_state)
+        batch = images.astype(dtype), eps.astype(dtype)
+        (gradients, outputs, terms), params, opt_state = step(
+            given["params"], jax.jit(optimizer.init)(given["params"]), *batch
+        )
         for _ in range(steps - 1):
-            params, opt_state = step(params, opt_state)[2:]
-        outputs = {**output._asdict(), "recon": jax.nn.sigmoid(output.logits)}
+            _, params, opt_state = step(params, opt_state, *batch)
         return Values(
             {name: np.asarray(value) for name, value in outputs.items()},
             {name: np.asarray(value) for name, value in terms.items()},
@@ -183,6 +185,6 @@ def layers(
         return [*records.values()]
 
     with precision("float64"):
-        given = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), (dict(variables), images, z))
+        given = jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), (dict(variables), images, z))
         records = jax.jit(trace)(*given)
         return {name: Record(*map(np.asarray, record)) for name, record in zip(called, records, strict=True)}

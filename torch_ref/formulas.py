@@ -145,15 +145,12 @@ def in_loss(
     """
     bces, klds = _bces(logits, images), _klds(mu, logvar, images.shape[1])
     bce, kld = bces[""], klds[""]
+    loss = float(terms["loss"])
+    beta = (loss - bce) / kld if kld else 1.0
+    weighted = Finding("weight of the KLD", "loss", f"{side} computes bce + {beta:g} * kld; expected bce + kld")
     if "bce" in terms:
-        findings = [*_why_term(side, "bce", terms["bce"], bces), *_why_term(side, "kld", terms["kld"], klds)]
-        if not findings and not same(bce + kld, terms["loss"]):
-            beta = (terms["loss"] - bce) / kld
-            findings = [
-                Finding("weight of the KLD", "loss", f"{side} computes bce + {beta:g} * kld; expected bce + kld")
-            ]
-        return findings
-    loss = terms["loss"]
+        findings = _why_term(side, "bce", float(terms["bce"]), bces) + _why_term(side, "kld", float(terms["kld"]), klds)
+        return findings or ([] if same(bce + kld, loss) else [weighted])
     if same(bce + kld, loss):
         return []
     for how_bce, one in bces.items():
