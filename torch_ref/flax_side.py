@@ -15,7 +15,7 @@ import optax
 
 from torch_ref.rules import Entry, translate
 from torch_ref.torch_side import Loss, Record, Values, loss_terms
-from vae_jax.core.model import forward
+from vae_jax.core.model import Output
 from vae_jax.core.objective import losses
 from vae_jax.core.optimizer import adam
 from vae_jax.system.errors import InputError, reason
@@ -71,9 +71,10 @@ def _as_float32(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 @contextlib.contextmanager
-def _explained(model: nn.Module, what: str) -> Iterator[None]:
+def _explained(model: nn.Module, what: str, dtype: str = "float32") -> Iterator[None]:
     try:
-        yield
+        with precision(dtype):
+            yield
     except Exception as error:  # of a module of anybody's, any error
         raise InputError(f"{type(model).__name__}: {what} ({reason(error)})") from None
 
@@ -81,7 +82,12 @@ def _explained(model: nn.Module, what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
     """Within the block, jax computes in `dtype`, products included; the caller's settings are as before after it."""
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(jax.enable_x64(dtype == "float64"))
+        settings.enter_context(jax.default_matmul_precision("highest"))
+        # Flax's own layers need both.
+        settings.enter_context(jax.numpy_dtype_promotion("standard"))
+        settings.enter_context(jax.numpy_rank_promotion("allow"))
         yield
 
 
@@ -109,15 +115,17 @@ def run(
       tx: The optimizer; Adam with the rate 1e-3 by default.
       steps: Optimizer steps to take.
     """
-    optimizer = adam(1e-3) if tx is None else tx
+    optimizer = optax.identity() if not steps else adam(1e-3) if tx is None else tx
     given = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), dict(variables))
-    bound = model if len(given) == 1 else cast(nn.Module, _WithStatistics(model, given))
 
     def objective(
         params: Any, pixels: jax.Array, noise: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
-        output = forward(bound, params, pixels, noise)
-        returned = losses(output, pixels) if loss is None else loss(output.logits, pixels, output.mu, output.logvar)
+        apply = partial(model.apply, {**given, "params": params})
+        mu, logvar = cast(tuple[jax.Array, jax.Array], apply(pixels, method="encode"))
+        z = mu + jnp.exp(logvar / 2) * noise
+        output = Output(cast(jax.Array, apply(z, method="decode")), mu, logvar, z)
+        returned = losses(output, pixels) if loss is None else loss(output.logits, pixels, mu, logvar)
         terms = loss_terms(returned)
         return terms["loss"], ({**output._asdict(), "recon": jax.nn.sigmoid(output.logits)}, terms)
 
@@ -127,7 +135,7 @@ def run(
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (gradients, *found), optax.apply_updates(params, updates), opt_state
 
-    with precision(dtype):
+    with _explained(model, f"fails on {len(images)} images in {dtype}", dtype):
         batch = images.astype(dtype), eps.astype(dtype)
         (gradients, outputs, terms), params, opt_state = step(
             given["params"], jax.jit(optimizer.init)(given["params"]), *batch
@@ -140,16 +148,6 @@ def run(
             _by_key(places, gradients),
             _by_key(places, params) if steps else {},
         )
-
-
-class _WithStatistics:
-    """A module with its batch statistics, for `forward`, which gives it parameters alone."""
-
-    def __init__(self, model: nn.Module, variables: Variables):
-        self.model, self.variables = model, variables
-
-    def apply(self, variables: Variables, *args: Any, **kwargs: Any) -> Any:
-        return self.model.apply({**self.variables, **variables}, *args, **kwargs)
 
 
 def _by_key(places: list[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -180,7 +180,7 @@ def compare(
         side.returns_logits = returns_logits
         return side
 
-    returns_logits = torch_side("float64").finds_logits(eps, pixels)
+    returns_logits = torch_side("float64").finds_logits(images, eps)
     notes = [
         f"{type(torch_module).__name__}: decodes to {'logits' if returns_logits else 'means of pixels, in [0, 1]'}"
     ]

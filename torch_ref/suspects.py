@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch_ref.formulas import Finding, difference, same
 from torch_ref.torch_side import ChangedInput, Record, TorchSide
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Elementwise = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Elementwise] = {
     "no activation": lambda x: x,
     "relu": F.relu,
     "tanh": torch.tanh,
@@ -32,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
         f"leaky relu of slope {slope}": lambda x, slope=slope: F.leaky_relu(x, slope) for slope in (0.01, 0.1, 0.2, 0.3)
     },
 }
-SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+SCALES: dict[str, Elementwise] = {
     "times 255": lambda x: x * 255,
     "divided by 255": lambda x: x / 255,
     "as 2x - 1": lambda x: 2 * x - 1,
@@ -40,6 +41,11 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "normalized by MNIST's mean and deviation": lambda x: (x - 0.1307) / 0.3081,
 }
 EPSILONS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-7, 1e-8, 1e-12)
+# Layers that take [batch, channel, space...] in PyTorch and [batch, space..., channel] in Flax.
+CHANNELS_FIRST = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm),
+)
 Arrangement = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
@@ -110,11 +116,11 @@ def in_layers(
         the outputs.
     """
     outputs, records = side.trace(part, given, pixels)
-    place = _first_difference(records, flax_layers)
+    place = _first_difference(records, _as_in_pytorch(flax_layers, dict(side.module.named_modules())))
     if place is None and _agree(outputs, flax):
         return []
     start = side.tensor(given)
-    for change in _changes(side, records, start, [*records] if place is None else [place.layer]):
+    for change in _changes(side, part, records, start, [*records] if place is None else [place.layer]):
         if place is not None and (place.what == "input") != bool(change.inputs and not change.attributes):
             continue
         try:
@@ -124,7 +130,7 @@ def in_layers(
         explains = (
             _agree(found, flax)
             if place is None
-            else _same_in_any_order(place.flax, getattr(changed[place.layer], place.what))
+            else same(place.flax, getattr(changed[place.layer], place.what).numpy())
         )
         if explains:
             return [Finding(change.kind, change.where, change.says)]
@@ -137,11 +143,10 @@ def in_layers(
 
 
 def _unexplained(place: Place) -> Finding:
-    if place.flax.size != place.torch.size:
+    if place.flax.shape != place.torch.shape:
         shapes = f"{list(place.flax.shape)} in Flax, {list(place.torch.shape)} in PyTorch"
         return Finding("another shape", place.layer, f"its {place.what} is {shapes}; all before it agrees")
-    flax = place.flax if place.flax.shape == place.torch.shape else np.moveaxis(place.flax, -1, 1)
-    worst = difference(flax.reshape(place.torch.shape), place.torch)
+    worst = difference(place.flax, place.torch)
     return Finding("unexplained", place.layer, f"its {place.what} differs by {worst:.2g}; all before it agrees")
 
 
@@ -149,16 +154,20 @@ def _agree(outputs: tuple[Tensor, ...], flax: Mapping[str, np.ndarray]) -> bool:
     return all(same(expected, output.numpy()) for expected, output in zip(flax.values(), outputs, strict=True))
 
 
-def _same_in_any_order(flax: np.ndarray, tensor: Tensor) -> bool:
-    """Whether a tensor is Flax's array, with the channels last or first."""
-    return same(flax, tensor.numpy()) or (flax.ndim > 2 and same(np.moveaxis(flax, -1, 1), tensor.numpy()))
+def _as_in_pytorch(layers: Mapping[str, Record], modules: Mapping[str, nn.Module]) -> dict[str, Record]:
+    """Flax's records with the channels of each layer where PyTorch's layer has them."""
+    records = dict(layers)
+    for name in layers.keys() & modules.keys():
+        if isinstance(modules[name], CHANNELS_FIRST):
+            records[name] = Record(*(np.moveaxis(array, -1, 1) for array in layers[name]))
+    return records
 
 
 def _first_difference(records: Mapping[str, Record], flax: Mapping[str, Record]) -> Place | None:
     for name, record in records.items():
         for what in ("input", "output") if name in flax else ():
             expected, found = getattr(flax[name], what), getattr(record, what)
-            if not _same_in_any_order(expected, found):
+            if not same(expected, found.numpy()):
                 return Place(name, what, expected, found.numpy())
     return None
 
@@ -178,9 +187,17 @@ def _origin(records: Mapping[str, Record], start: Tensor, layer: str) -> Origin 
     return None
 
 
-def _changes(side: TorchSide, records: Mapping[str, Record], start: Tensor, names: list[str]) -> Iterator[Change]:
+def _changes(
+    side: TorchSide, part: str, records: Mapping[str, Record], start: Tensor, names: list[str]
+) -> Iterator[Change]:
+    """Every change that could explain a difference in one of these layers, or in its input."""
     modules = dict(side.module.named_modules())
     origins = {name: origin for name in records if (origin := _origin(records, start, name))}
+    first = next(iter(records))
+    if first in names and part == "encode":
+        for how, scale in SCALES.items():
+            inputs = {first: lambda _, given, scale=scale: scale(given)}
+            yield Change("scaled pixels", first, f"Flax gives it the pixels of PyTorch {how}", inputs)
     for name in names:
         yield from _changes_of_weights(name, modules[name])
         yield from _changes_of_padding(name, modules[name], records[name])
@@ -196,7 +213,7 @@ def _changes(side: TorchSide, records: Mapping[str, Record], start: Tensor, name
     for origin in sorted(concerned, key=lambda origin: [*records, ""].index(origin.source)):
         source, activation, arrangement = origin
         layers = [name for name in origins if origins[name] == origin]
-        for other in ACTIVATIONS.keys() - {activation} if source else ():
+        for other in _others(activation) if source else ():
             inputs = {layer: remade(other, arrangement, source) for layer in layers}
             says = f"Flax has {other} after it, PyTorch {activation}"
             yield Change("another activation", source, says, inputs)
@@ -205,18 +222,19 @@ def _changes(side: TorchSide, records: Mapping[str, Record], start: Tensor, name
                 inputs = {layer: remade(activation, other, source) for layer in layers}
                 says = "its inputs are the same in another order: Flax has channels last where PyTorch has them first"
                 yield Change("channel order in a flatten", layers[0], says, inputs)
-        for how, scale in SCALES.items() if not source else ():
-            inputs = {layer: lambda _, given, scale=scale: scale(given) for layer in layers}
-            yield Change("scaled pixels", layers[0], f"Flax gives it the pixels of PyTorch {how}", inputs)
 
     # An activation that was changed in one place was perhaps changed in all.
     for activation in {origin.activation for origin in concerned if origin.source}:
         alike = {name: origin for name, origin in origins.items() if origin.activation == activation and origin.source}
-        for other in ACTIVATIONS.keys() - {activation}:
+        for other in _others(activation):
             inputs = {name: remade(other, origin.arrangement, origin.source) for name, origin in alike.items()}
             sources = sorted({origin.source for origin in alike.values()})
             says = f"Flax has {other} after {', '.join(sources)}, PyTorch {activation}"
             yield Change("another activation", sources[0], says, inputs)
+
+
+def _others(activation: str) -> list[str]:
+    return [name for name in ACTIVATIONS if name != activation]
 
 
 def _changes_of_weights(name: str, layer: nn.Module) -> Iterator[Change]:

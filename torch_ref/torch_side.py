@@ -183,8 +183,6 @@ class TorchSide:
     def forward(self, images: np.ndarray, eps: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The outputs and the loss terms."""
         mu, logvar = self.encode(images)
-        if mu.shape != eps.shape:
-            raise InputError(f"{self.name}: has {mu.shape[1]} latent dimensions; the Flax module has {eps.shape[1]}")
         z = self.reparameterize(mu, logvar, self.tensor(eps))
         out = self.decode(z, images.shape[1])
         outputs = {"mu": mu, "logvar": logvar, "z": z, "recon": self.recon(out)}
@@ -192,10 +190,15 @@ class TorchSide:
             outputs["logits"] = logits
         return outputs, self.loss(out, self.tensor(images), mu, logvar)
 
-    def finds_logits(self, z: np.ndarray, pixels: int) -> bool:
-        """Whether these latents are decoded to logits: some value is outside [0, 1]."""
+    def finds_logits(self, images: np.ndarray, eps: np.ndarray) -> bool:
+        """Runs all but the loss, and tells whether `decode` returns logits: some value is outside [0, 1]."""
         with torch.no_grad():
-            out = self.decode(self.tensor(z), pixels)
+            mu, logvar = self.encode(images)
+            if mu.shape != eps.shape:
+                raise InputError(
+                    f"{self.name}: has {mu.shape[1]} latent dimensions; expected {eps.shape[1]}, as the Flax module has"
+                )
+            out = self.decode(self.reparameterize(mu, logvar, self.tensor(eps)), images.shape[1])
         return bool((out < 0).any() or (out > 1).any())
 
     def run(self, images: np.ndarray, eps: np.ndarray, make_optimizer: MakeOptimizer, steps: int) -> Values:
