@@ -12,13 +12,12 @@ class FlaxConv(flax.Module):
     """Encodes by a convolution, a layer norm over channels and two heads; decodes by a dense layer and a transposed
     convolution. Flattens with the channels first, as PyTorch does."""
 
-    epsilon: float = 1e-5
     channels_first: bool = True
     padding: int | str = 1
 
     def setup(self) -> None:
         self.conv = flax.Conv(CHANNELS, (3, 3), strides=2, padding=self.padding)
-        self.norm = flax.LayerNorm(epsilon=self.epsilon)
+        self.norm = flax.LayerNorm(epsilon=1e-5)
         self.hidden = flax.Dense(CHANNELS)
         self.mix = flax.Dense(CHANNELS)
         self.mu, self.logvar = flax.Dense(LATENT), flax.Dense(LATENT)
