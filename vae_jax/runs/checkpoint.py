@@ -62,11 +62,11 @@ class Checkpoints:
         self._newest: int | None = None  # of those known to be whole
         self._last = time.monotonic()
 
-    def newest(self, model: nn.Module | None = None) -> Progress | None:
+    def newest(self, model: nn.Module) -> Progress | None:
         """Reads the newest checkpoint that is whole; damaged ones are reported and skipped.
 
         Args:
-          model: The module of the run; by default the documented one.
+          model: The module of the run.
 
         Returns:
           The progress, or None if there is no checkpoint.
@@ -84,7 +84,8 @@ class Checkpoints:
                 continue
             self._newest = step
             history = [EpochMetrics(**metrics) for metrics in notes["history"]]
-            return Progress(self._state(arrays, model), history, notes["bce"], notes["kld"], notes["seconds"])
+            sums = (notes.get("loss", []), notes["bce"], notes["kld"])
+            return Progress(self._state(arrays, model), history, *sums, notes["seconds"])
         if self._workdir.checkpoint_steps():
             raise InputError(
                 f"--workdir {self._workdir}: none of its checkpoints can be read; restore a copy of one,"
@@ -92,12 +93,12 @@ class Checkpoints:
             )
         return None
 
-    def kept(self, progress: Progress, model: nn.Module | None = None) -> Progress:
+    def kept(self, progress: Progress, model: nn.Module) -> Progress:
         """A finished run with the state that `--keep` asks for: its own, or that of the best epoch, read back.
 
         Args:
           progress: After the last epoch.
-          model: The module of the run; by default the documented one.
+          model: The module of the run.
 
         Raises:
           InputError: The checkpoint of the best epoch is not there, or damaged.
@@ -164,10 +165,10 @@ class Checkpoints:
             "config": to_json(self._config),
             "checksum": self._checksum,
             "history": [dataclasses.asdict(metrics) for metrics in progress.history],
+            "loss": [] if progress.state.sums_up else progress.loss,
             "bce": progress.bce,
             "kld": progress.kld,
             "seconds": progress.seconds,
-            "module": module_name(progress.state.model),
         }
         file = self._workdir.checkpoint(step)
         try:
@@ -193,7 +194,7 @@ class Checkpoints:
         best = min(tested.keys() & set(found), key=lambda step: (tested[step], step), default=found[-1])
         return {*found[-NEWEST:], best}
 
-    def _state(self, arrays: dict[str, np.ndarray], model: nn.Module | None) -> steps.TrainState:
+    def _state(self, arrays: dict[str, np.ndarray], model: nn.Module) -> steps.TrainState:
         """The state of these arrays, whose names, types and shapes must be those of the run's own state."""
         blank = jax.eval_shape(lambda: steps.create_state(self._config, self._pixels, model, images=self._images))
         found, expected = (
@@ -253,11 +254,6 @@ def read_checkpoint(workdir: Path, which: Which) -> tuple[Path, dict[str, np.nda
             " another model"
         )
     return found
-
-
-def module_name(model: nn.Module) -> str:
-    """The full name of a model's class."""
-    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _leaves(state: steps.TrainState) -> dict[str, Any]:
