@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # Nested mappings whose leaves have a shape: arrays, or jax.ShapeDtypeStruct.
 Tree = Mapping[str, Any]
-WEIGHTS = ("kernel", "scale", "embedding")
+PARAMETERS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 # Batch norm's counter, which Flax does not have.
 COUNTER = "num_batches_tracked"
@@ -210,10 +210,7 @@ def entries(
 def _entry(path: tuple[str, ...], leaf: Any, transposed: Collection[str], names: Mapping[str, str]) -> Entry:
     collection, *layers, last = path
     layer = _translate(".".join(layers), names)
-    if collection == "batch_stats":
-        name = STATISTICS.get(last, last)
-    else:
-        name = "weight" if last in WEIGHTS else last
+    name = (STATISTICS if collection == "batch_stats" else PARAMETERS).get(last, last)
     key = f"{layer}.{name}" if layer else name
     rank = len(leaf.shape)
     axes, flipped = tuple(range(rank)), ()

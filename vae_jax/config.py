@@ -115,7 +115,7 @@ class Options:
             elif get_origin(kinds[0]) is tuple and bounds is not None:
                 count = "" if get_args(kinds[0])[-1] is Ellipsis else len(get_args(kinds[0]))
                 good = isinstance(value, tuple) and count in ("", len(value))
-                good = good and all(bounds.accept(v, True) for v in value)
+                good = good and all(bounds.accept(v, True) for v in value or ())
                 expected = f"{count} whole numbers from {bounds.least} to {bounds.most}".lstrip()
             elif bounds is not None:
                 whole = kinds[0] is int
@@ -217,7 +217,7 @@ class Recipe(SharedRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         with contextlib.suppress(ValueError, RecursionError):  # `check` refuses what is no JSON
-            given: Any = self.model_options
+            given: Any = self.model_options  # a dict, too, in Python
             options = given if isinstance(given, dict) else json.loads(given)
             object.__setattr__(self, "model_options", json.dumps(options, sort_keys=True))  # comparable
 

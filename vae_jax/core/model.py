@@ -184,8 +184,8 @@ class MLP(GaussianVAE):
 
 
 def reparameterize(
-    mu: Float[Array, "batch latent"], logvar: Float[Array, "batch latent"], eps: Float[Array, "batch latent"]
-) -> Float[Array, "batch latent"]:
+    mu: Float[Array, "*#places latent"], logvar: Float[Array, "*#places latent"], eps: Float[Array, "*#places latent"]
+) -> Float[Array, "... latent"]:
     """z = mu + exp(logvar / 2) * eps: draws from the posterior for draws `eps` from N(0, I)."""
     return mu + jnp.exp(logvar / 2) * eps
 
@@ -219,7 +219,8 @@ def posterior(
     model: nn.Module, params: Params, pixels: Float[Array, "batch pixels"]
 ) -> tuple[Float[Array, "batch latent"], Float[Array, "batch latent"]]:
     """mu and logvar of the posterior of each image, whose pixels are in [0, 1]."""
-    return cast(tuple[Array, Array], model.apply({"params": params}, pixels, method="encode"))
+    mu, logvar = cast(tuple[Array, Array], model.apply({"params": params}, pixels, method="encode"))
+    return mu, logvar
 
 
 def decode_logits(

@@ -33,7 +33,7 @@ def softplus(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 softplus.defjvps(lambda tangent, _, logits: tangent * jax.nn.sigmoid(logits))
 
 
-def bce(logits: Float[Array, "*batch pixels"], images: Float[Array, "*batch pixels"]) -> Float[Array, "*batch"]:
+def bce(logits: Float[Array, "*#batch pixels"], images: Float[Array, "*#batch pixels"]) -> Float[Array, "..."]:
     """Binary cross entropy, -sum(x log p + (1 - x) log(1 - p)) with p = sigmoid(logits).
 
     Args:

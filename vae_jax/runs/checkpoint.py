@@ -62,11 +62,11 @@ class Checkpoints:
         self._newest: int | None = None  # of those known to be whole
         self._last = time.monotonic()
 
-    def newest(self, model: nn.Module) -> Progress | None:
+    def newest(self, model: nn.Module | None = None) -> Progress | None:
         """Reads the newest checkpoint that is whole; damaged ones are reported and skipped.
 
         Args:
-          model: The module of the run.
+          model: The module of the run; by default that of its options.
 
         Returns:
           The progress, or None if there is no checkpoint.
@@ -93,12 +93,12 @@ class Checkpoints:
             )
         return None
 
-    def kept(self, progress: Progress, model: nn.Module) -> Progress:
+    def kept(self, progress: Progress, model: nn.Module | None = None) -> Progress:
         """A finished run with the state that `--keep` asks for: its own, or that of the best epoch, read back.
 
         Args:
           progress: After the last epoch.
-          model: The module of the run.
+          model: The module of the run; by default that of its options.
 
         Raises:
           InputError: The checkpoint of the best epoch is not there, or damaged.
@@ -194,7 +194,7 @@ class Checkpoints:
         best = min(tested.keys() & set(found), key=lambda step: (tested[step], step), default=found[-1])
         return {*found[-NEWEST:], best}
 
-    def _state(self, arrays: dict[str, np.ndarray], model: nn.Module) -> steps.TrainState:
+    def _state(self, arrays: dict[str, np.ndarray], model: nn.Module | None) -> steps.TrainState:
         """The state of these arrays, whose names, types and shapes must be those of the run's own state."""
         blank = jax.eval_shape(lambda: steps.create_state(self._config, self._pixels, model, images=self._images))
         found, expected = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from vae_jax.system.console import say
 from vae_jax.system.errors import WeightsError
 
 
-def state_dict_of(model: nn.Module, params: Params, pixels: int) -> StateDict:
+def state_dict_of(model: nn.Module, params: Any, pixels: int) -> StateDict:
     """The parameters of any module as a PyTorch state dict.
 
     The documented model and an MLP have the keys of their PyTorch modules in `torch_ref.model`; the keys of another

@@ -134,7 +134,7 @@ class Progress:
 
 
 def initial_progress(
-    config: TrainConfig, pixels: int, images: int, model: nn.Module, init: TorchCheckpoint | None = None
+    config: TrainConfig, pixels: int, images: int, model: nn.Module | None = None, init: TorchCheckpoint | None = None
 ) -> Progress:
     """A run on so many training images before its first step: fresh parameters, or those of `--init`."""
     state = steps.create_state(config, pixels, model, images=images)
@@ -155,13 +155,13 @@ def initial_progress(
     return Progress(state)
 
 
-def read_init(config: TrainConfig, pixels: int, model: nn.Module) -> TorchCheckpoint | None:
+def read_init(config: TrainConfig, pixels: int, model: nn.Module | None = None) -> TorchCheckpoint | None:
     """Reads the file that `--init` names, if it names one.
 
     Args:
       config: The options of the run.
       pixels: Pixels of an image.
-      model: The module of the run; such a file can hold the documented one only.
+      model: The module of the run; by default the documented one, which is all that such a file can hold.
 
     Raises:
       InputError: It cannot be used, or does not go with the other options.
@@ -169,7 +169,7 @@ def read_init(config: TrainConfig, pixels: int, model: nn.Module) -> TorchCheckp
     path = config.init
     if path is None:
         return None
-    if not isinstance(model, VAE):
+    if model is not None and not isinstance(model, VAE):
         raise InputError(
             f"--init {path}: expected the documented model in the run, found {type(model).__name__}; leave --init out"
         )

@@ -99,6 +99,7 @@ def read(path: Path, checkpoint: Which | None = None) -> Trained:
 def _with_module(file: Path, module: nn.Module, state_dict: StateDict, options: dict[str, Any]) -> Trained:
     """A model that is not the documented one, from the state dict that its run has written by rule."""
     import jax
+    import jax.numpy as jnp
 
     from torch_ref import convert, rules
     from vae_jax.core.model import latent_dim
@@ -108,6 +109,7 @@ def _with_module(file: Path, module: nn.Module, state_dict: StateDict, options: 
     with convert.explain_errors(file):
         params = rules.to_params(state_dict, shapes_of(module, pixels), transposed_layers(module, pixels))
     require_float32(str(file), jax.tree.leaves(params))
+    params = jax.tree.map(jnp.asarray, params)
     return Trained(module, params, pixels, latent_dim(module, params, pixels), options)
 
 
