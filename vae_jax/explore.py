@@ -18,7 +18,7 @@ from vae_jax.data.source import BUNDLED
 from vae_jax.pictures import kinds
 from vae_jax.pictures.explorer import page
 from vae_jax.runs import latents
-from vae_jax.runs.trained import Trained, images_for, read
+from vae_jax.runs.trained import images_for, read
 from vae_jax.runs.workdir import METRICS, require_writable_beside
 from vae_jax.system import command_line
 from vae_jax.system.console import say
@@ -125,7 +125,9 @@ def _training(config: ExploreConfig, options: dict[str, Any]) -> dict[str, Any] 
     """The line of metrics.jsonl that belongs to the model, with the seconds of all epochs until then."""
     try:
         lines = [json.loads(line) for line in (config.model / METRICS).read_text().splitlines()]
-        history = [{name: float(line[name]) for name in ("epoch", "train_loss", "test_loss", "seconds")} for line in lines]
+        history = [
+            {name: float(line[name]) for name in ("epoch", "train_loss", "test_loss", "seconds")} for line in lines
+        ]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None  # a weights file, or a run without its metrics: the page does without them
     if not history or not all(map(math.isfinite, (value for line in history for value in line.values()))):

@@ -168,15 +168,15 @@ function drawGround() {
     else pen.fillRect(x - 2, y - 2, 4, 4);
   }
   pen.globalAlpha = 1;
-  pen.textAlign = "left";
+  pen.textAlign = "right";
   pen.font = "12px system-ui, sans-serif";
   pen.lineWidth = 4;
   pen.strokeStyle = ink("--sheet");
   pen.fillStyle = ink("--quiet");
   for (const radius of [1, 2, 3]) {
     const [x] = toScreen([radius, 0]);
-    pen.strokeText(`${radius}\u03c3`, x + 3, middle - 8);
-    pen.fillText(`${radius}\u03c3`, x + 3, middle - 8);
+    pen.strokeText(`${radius}\u03c3`, x - 4, middle - 9);
+    pen.fillText(`${radius}\u03c3`, x - 4, middle - 9);
   }
   draw();
 }

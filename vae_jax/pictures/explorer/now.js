@@ -20,6 +20,7 @@ export function startNow() {
   onClick("origin", () => choose(null, new Float32Array(model.latent)));
   onClick("back", () => moveTo(place.image.mu));
   number.max = images.length;
+  document.getElementById("count").textContent = images.length;
   number.addEventListener("change", () => {
     const image = images[Math.round(Number(number.value)) - 1];
     if (image) choose(image);

@@ -139,7 +139,7 @@ def program() -> str:
 
 
 def _source(name: str) -> str:
-    return (files(__package__) / name).read_text("utf-8")
+    return (files("vae_jax.pictures.explorer") / name).read_text("utf-8")
 
 
 def _base64(content: bytes) -> str:
