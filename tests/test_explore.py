@@ -74,7 +74,7 @@ def test_the_sizes_and_weights_of_the_default_model(tmp_path, half):
     np.testing.assert_array_equal(stored[-784:], params["decoder"]["fc2"]["bias"].astype(stored.dtype))
 
 
-def test_names_are_text(few_images_file, few_images, tmp_path):
+def test_names_are_text(few_images, tmp_path):
     data = tmp_path / "{{weights}}<!--.npz"
     np.savez(data, **few_images._asdict())
     weights = save(tmp_path / "<script>.pth", VAE(8, 2))
@@ -133,6 +133,11 @@ def test_models_that_the_page_cannot_show_are_refused(few_images_file, tmp_path)
         weights = save(tmp_path / "vae.pth", vae, scale)
         with pytest.raises(InputError, match=message):
             explore(ExploreConfig(weights, out, data=data, half=half))
+    state = convert.load(save(tmp_path / "vae.pth", VAE(8, 2)))
+    state["encoder.fc2_logvar.bias"] += 200
+    convert.save(state, tmp_path / "vae.pth")
+    with pytest.raises(InputError, match="the KLD of its test images is not finite"):
+        explore(ExploreConfig(tmp_path / "vae.pth", out, data=data))
     with pytest.raises(InputError, match="Dense: the page runs the documented model only"):
         import flax.linen
 

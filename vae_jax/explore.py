@@ -66,6 +66,10 @@ def explore(config: ExploreConfig) -> None:
         total, key = len(encoded.mu), jax.random.key(trained.options.get("seed", 0))
         seen = as_seen_by_run(dataset.test_images[numbers], rule, key, "test", numbers, total)
         images = np.rint(np.asarray(to_pixels(seen)) * 255).astype(np.uint8)
+    with np.errstate(over="ignore"):
+        kld, variance = encoded.kld(), encoded.mu.var(axis=0)
+    if not np.isfinite([kld, variance]).all():
+        raise InputError(f"{config.model}: the KLD of its test images is not finite; train again")
     components, shares = kinds.principal_components(encoded.mu)
     facts = page.Facts(
         name=config.model.resolve().name,
@@ -75,8 +79,8 @@ def explore(config: ExploreConfig) -> None:
         half=config.half,
         numbers=numbers.tolist(),
         labels=None if encoded.label is None else encoded.label[numbers].tolist(),
-        kld=encoded.kld().tolist(),
-        variance=encoded.mu.var(axis=0).tolist(),
+        kld=kld.tolist(),
+        variance=variance.tolist(),
         components=components.tolist(),
         shares=shares.tolist(),
         training=_training(config, trained.options),

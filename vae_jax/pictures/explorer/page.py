@@ -114,7 +114,7 @@ def build(
         "policy": policy,
         "style": style,
         # Names are data: no text in them ends the element that holds them.
-        "facts": json.dumps(dataclasses.asdict(facts) | {"layers": shapes}).replace("<", "\\u003c"),
+        "facts": json.dumps(dataclasses.asdict(facts) | {"layers": shapes}, allow_nan=False).replace("<", "\\u003c"),
         "weights": _base64(np.concatenate(arrays).astype("<f2" if facts.half else "<f4").tobytes()),
         "posteriors": _base64(np.stack([mu, logvar]).astype("<f4").tobytes()),
         "images": _base64(zlib.compress(images.tobytes(), 9)),
