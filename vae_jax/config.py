@@ -508,6 +508,19 @@ class Latents(GenerateConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ExploreConfig(ModelOptions):
+    """Write a web page that runs the model: walk through its latent space, draw, and see what it makes of it."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="PAGE.html")]
+    """File to write: one page that needs no network and no server."""
+    _: dataclasses.KW_ONLY
+    images: int = bounded(500, 1, 10_000)
+    """Test images in the page, equally many of each label where there are labels."""
+    half: bool = False
+    """Store the weights as float16: half the size, and three digits instead of seven."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportConfig(Options):
     """Write the weights of a run, finished or not, as a PyTorch state dict."""
 
