@@ -138,7 +138,7 @@ def test_models_that_the_page_cannot_show_are_refused(few_images_file, tmp_path)
     convert.save(state, tmp_path / "vae.pth")
     with pytest.raises(InputError, match="the KLD of its test images is not finite"):
         explore(ExploreConfig(tmp_path / "vae.pth", out, data=data))
-    with pytest.raises(InputError, match="Dense: the page runs the documented model only"):
+    with pytest.raises(InputError, match="Dense: the page runs the documented model and MLPs, and no other module"):
         import flax.linen
 
         page.layers_of(Trained(flax.linen.Dense(2), {}, 784, 2))

@@ -158,14 +158,12 @@ def test_the_gradients_have_the_same_expectation(samples):
 
 
 def test_more_samples_give_a_tighter_bound_and_only_valid_images_count():
-    params, images, eps = sampled(50, images=20)
+    params, images, eps = sampled(5, images=20)
+    gradient = jax.jit(dreg_gradient, static_argnums=0)
     with jax.enable_x64(True):
-        bounds = [-sampled_losses(MODEL, params, images, eps[:, :k], "iwae").loss.mean() for k in (1, 5, 50)]
-        assert bounds[0] < bounds[1] < bounds[2]
         valid = jnp.arange(20) < 7
-        for found, alone in zip(
-            jax.tree.leaves(dreg_gradient(MODEL, params, images, eps, valid)),
-            jax.tree.leaves(dreg_gradient(MODEL, params, images[:7], eps[:7], valid[:7])),
-            strict=True,
-        ):
+        some, alone = (gradient(MODEL, params, images[:n], eps[:n], valid[:n]) for n in (20, 7))
+        one, every = (gradient(MODEL, params, images, eps[:, :k], valid)[1].loss for k in (1, 5))
+        assert every < one
+        for found, alone in zip(jax.tree.leaves(some), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(found, alone, rtol=1e-10)

@@ -5,6 +5,8 @@ const ACTIVATIONS = {
   none: (value) => value,
   relu: (value) => Math.max(value, 0),
   tanh: Math.tanh,
+  elu: (value) => (value > 0 ? value : Math.expm1(value)),
+  silu: (value) => value / (1 + Math.exp(-value)),
 };
 
 export class Model {

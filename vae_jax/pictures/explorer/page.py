@@ -61,22 +61,28 @@ def layers_of(trained: Trained) -> Layers:
     """The model as chains of linear layers.
 
     Raises:
-      InputError: It is another module than the documented model.
+      InputError: It is neither the documented model nor an MLP.
     """
-    from vae_jax.core.model import VAE
+    from vae_jax.core.model import MLP, VAE
 
-    if not isinstance(trained.model, VAE):
-        raise InputError(f"{type(trained.model).__name__}: the page runs the documented model only")
+    model = trained.model
+    if type(model) not in (VAE, MLP):
+        raise InputError(f"{type(model).__name__}: the page runs the documented model and MLPs, and no other module")
+    activation = model.activation if isinstance(model, MLP) else "relu"
+    hidden = len(model.hidden_dims) if isinstance(model, MLP) else 1
     encoder, decoder = trained.params["encoder"], trained.params["decoder"]
 
     def layer(params: Any, activation: str = "none") -> Layer:
         return Layer(np.asarray(params["kernel"]), np.asarray(params["bias"]), activation)
 
+    def body(params: Any) -> list[Layer]:
+        return [layer(params[f"fc{number}"], activation) for number in range(1, hidden + 1)]
+
     return {
-        "body": [layer(encoder["fc1"], "relu")],
-        "mu": [layer(encoder["fc2_mu"])],
-        "logvar": [layer(encoder["fc2_logvar"])],
-        "decoder": [layer(decoder["fc1"], "relu"), layer(decoder["fc2"])],
+        "body": body(encoder),
+        "mu": [layer(encoder[f"fc{hidden + 1}_mu"])],
+        "logvar": [layer(encoder[f"fc{hidden + 1}_logvar"])],
+        "decoder": [*body(decoder), layer(decoder[f"fc{hidden + 1}"])],
     }
 
 
