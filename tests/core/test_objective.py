@@ -165,5 +165,5 @@ def test_more_samples_give_a_tighter_bound_and_only_valid_images_count():
         some, alone = (gradient(MODEL, params, images[:n], eps[:n], valid[:n]) for n in (20, 7))
         one, every = (gradient(MODEL, params, images, eps[:, :k], valid)[1].loss for k in (1, 5))
         assert every < one
-        for found, alone in zip(jax.tree.leaves(some), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(found, alone, rtol=1e-10)
+        for found, expected in zip(jax.tree.leaves(some), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-10)
