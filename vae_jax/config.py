@@ -193,7 +193,9 @@ class Recipe(SharedRecipe):
     """Adam's decay of the mean of the gradients."""
     adam_eps: float = bounded(1e-8, 0, FLOAT32_MAX, exclusive=True)
     """Adam's epsilon, which keeps steps finite where gradients are small."""
-    hidden_dims: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = bounded((), 1, INT32_MAX)
+    hidden_dims: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = bounded(
+        (), 1, INT32_MAX, hint="widths such as 200 200"
+    )
     """Widths of several hidden layers, in place of --hidden-dim; the decoder has them in reverse."""
     activation: Activation = "relu"
     """What a hidden layer applies to its sums."""
@@ -310,7 +312,9 @@ class TrainConfig(DataOptions, Recipe):
         fields = {field.name: field for field in dataclasses.fields(self)}
         for name in sizes if self.model is not None else sizes[:1] if self.hidden_dims else ():
             if getattr(self, name) != fields[name].default:
-                other = "--model has its own sizes; give them in --model-options" if self.model else "--hidden-dims"
+                other = (
+                    "--model, which has its own sizes; give them in --model-options" if self.model else "--hidden-dims"
+                )
                 raise InputError(f"--{option_name(name)} {getattr(self, name)}: does not go with {other}")
 
     def _check_objective(self) -> None:

@@ -35,7 +35,8 @@ def export(config: ExportConfig) -> None:
             )
         state_dict = convert.to_state_dict(trained.params, config.layout)
     convert.save(state_dict, config.out)
-    say(f"saved {config.out}: for {describe(trained.model, state_dict)}, layout {config.layout}")
+    layout = f", layout {config.layout}" if isinstance(trained.model, VAE) else ""
+    say(f"saved {config.out}: for {describe(trained.model, state_dict)}{layout}")
 
 
 def main() -> None:
