@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tests.runs.small_runs import quicken
 from torch_ref.model import VAE
 from vae_jax import TrainConfig, fit, load
 from vae_jax.runs.trained import read
@@ -32,6 +33,7 @@ def test_snippets(tmp_path, monkeypatch, capsys):
 def test_the_model_of_your_own_trains_by_command(tmp_path, monkeypatch, few_images_file):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    quicken(monkeypatch)
     (snippet,) = re.findall(r"```python\n([^`]*class ConvVAE.*?)```", README, re.DOTALL)
     Path("conv_vae.py").write_text(snippet)
     options = {"model": "conv_vae:ConvVAE", "model_options": '{"latent_dim": 3, "features": 2}', "epochs": 1}
