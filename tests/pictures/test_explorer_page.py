@@ -16,7 +16,7 @@ from tests.core.untrained import init
 from torch_ref import convert
 from vae_jax import VAE
 from vae_jax.config import ExploreConfig
-from vae_jax.core import estimate, model, objective
+from vae_jax.core import model, objective
 from vae_jax.explore import explore
 from vae_jax.runs.trained import read
 
@@ -206,7 +206,9 @@ def test_its_figures_equal_those_of_jax(browser, pages, name):
     params, x, draws = jax.tree.map(jnp.asarray, (trained.params, pixels, eps))
     output = model.forward(trained.model, params, x, draws[:, 0])
     losses = objective.losses(output, x)
-    weights = estimate.log_weights(trained.model, params, x, draws)
+    mu, logvar = model.posterior(trained.model, params, x)
+    z = model.reparameterize(mu[:, None], logvar[:, None], draws)
+    weights = objective.log_weights(model.decode_logits(trained.model, params, z), x, z, draws, logvar)
     found = browser.run(
         """
         return vae.images.map(({ pixels }, i) => {
