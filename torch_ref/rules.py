@@ -47,13 +47,17 @@ class Entry(NamedTuple):
     path: tuple[str, ...]  # from the name of its collection on
     key: str
     leaf: Any
-    axes: tuple[int, ...]  # the tree's axes in PyTorch's order
-    flipped: tuple[int, ...]  # PyTorch's axes that run backwards
+    axes: tuple[int, ...]  # the tree's axes, in PyTorch's order
+    flipped: tuple[int, ...]  # the axes, in PyTorch's order, that run backwards
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape in PyTorch."""
         return tuple(self.leaf.shape[axis] for axis in self.axes)
+
+    def to_torch(self, array: Any) -> np.ndarray:
+        """The array of this place, or its gradient, as PyTorch has it."""
+        return np.array(np.flip(np.transpose(np.asarray(array), self.axes), self.flipped), order="C")
 
 
 def to_state_dict(
@@ -82,8 +86,7 @@ def to_state_dict(
         if array.dtype not in (np.float32, np.float64):
             raise WeightsError(f"key {entry.key}: has type {array.dtype}; expected float32 or float64")
         _require_finite(entry.key, bool(np.isfinite(array).all()))
-        array = np.flip(np.transpose(array, entry.axes), entry.flipped)
-        state_dict[entry.key] = torch.from_numpy(np.array(array, order="C"))
+        state_dict[entry.key] = torch.from_numpy(entry.to_torch(array))
     return state_dict
 
 
@@ -209,7 +212,7 @@ def entries(
 
 def _entry(path: tuple[str, ...], leaf: Any, transposed: Collection[str], names: Mapping[str, str]) -> Entry:
     collection, *layers, last = path
-    layer = _translate(".".join(layers), names)
+    layer = translate(".".join(layers), names)
     name = (STATISTICS if collection == "batch_stats" else PARAMETERS).get(last, last)
     key = f"{layer}.{name}" if layer else name
     rank = len(leaf.shape)
@@ -236,7 +239,7 @@ def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield (*path, str(name)), branch
 
 
-def _translate(layer: str, names: Mapping[str, str]) -> str:
+def translate(layer: str, names: Mapping[str, str]) -> str:
     """The layer's PyTorch name: of the paths in `names` that lead to it, the longest decides."""
     leading = [path for path in names if layer == path or layer.startswith(f"{path}.")]
     if not leading:

@@ -13,6 +13,7 @@ COMMANDS = {
     "encode": ("vae_jax.encode", "write the latents of an image set"),
     "export": ("vae_jax.export", "write the weights of a run, finished or not"),
     "convert": ("torch_ref.convert", "rewrite a weights file in another key layout or format"),
+    "parity": ("torch_ref.parity", "compare a Flax VAE with a PyTorch one, and find where they part"),
 }
 
 

@@ -551,6 +551,40 @@ class ConvertConfig(Options):
     """Key names to write."""
 
 
+ClassName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:CLASS")]
+JsonObject = Annotated[str, tyro.conf.arg(metavar="JSON")]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityConfig(DataOptions):
+    """Compare a Flax VAE with a PyTorch one: outputs, losses, gradients, Adam steps; and find where they part.
+
+    Exits with 0 if they are equal up to rounding, with 1 if they are not.
+    """
+
+    flax: ClassName
+    """Flax module with the methods encode(images) and decode(z), such as vae_jax:VAE."""
+    torch: ClassName
+    """PyTorch module, such as torch_ref.model:VAE."""
+    _: dataclasses.KW_ONLY
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """State dict of the PyTorch module (.pth, .safetensors) for both; by default the weights that it begins with."""
+    flax_options: JsonObject = "{}"
+    """Arguments of the Flax class, such as '{"latent_dim": 20}'."""
+    torch_options: JsonObject = "{}"
+    """Arguments of the PyTorch class."""
+    names: JsonObject = "{}"
+    """Layers that have another name in PyTorch, such as '{"encoder.Dense_0": "encoder.fc1"}'."""
+    data: str = "mnist"
+    """Image set, as for train; its first test images are used."""
+    images: int = bounded(32, 1, INT32_MAX)
+    """How many images."""
+    image_shape: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = ()
+    """Shape that PyTorch's encoder takes an image in, such as 1 28 28; by default all pixels in a row."""
+    steps: int = bounded(5, 0, INT32_MAX)
+    """Adam steps to compare."""
+
+
 def to_json(options: Options) -> dict[str, Any]:
     """The options as JSON has them: paths as text, tuples as lists."""
 
