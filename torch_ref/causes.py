@@ -66,13 +66,14 @@ def causes(
 
         return make_side().run(images, eps, changed, steps)
 
-    findings = formulas.in_gradients(flax.gradients, run({}).gradients)
-    if findings or not steps or _agree(flax.parameters, run({}).parameters):
+    theirs = run({})
+    findings = formulas.in_gradients(flax.gradients, theirs.gradients)
+    if findings or not steps:
         return findings
-    settings = make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
-    return formulas.in_steps(flax.parameters, lambda changes: run(changes).parameters, settings)
+    keep = {key: formulas.well_conditioned(flax.gradients[key], theirs.gradients[key]) for key in theirs.gradients}
 
+    def kept(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {key: parameters[key][keep[key]] for key in keep}
 
-def _agree(flax: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> bool:
-    # Tighter than `same`: another eps changes a few steps by little.
-    return all(formulas.difference(flax[key], found[key]) <= 1e-10 * np.abs(found[key]).max(initial=0) for key in found)
+    ours, settings = kept(flax.parameters), make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+    return formulas.in_steps(ours, lambda changes: kept(run(changes).parameters), settings)

@@ -15,7 +15,8 @@ import optax
 
 from torch_ref.rules import Entry, translate
 from torch_ref.torch_side import Loss, Record, Values, loss_terms
-from vae_jax.core.model import Output
+from vae_jax.core.model import Output, reparameterize
+from vae_jax.core.modules import variables_of
 from vae_jax.core.objective import losses
 from vae_jax.core.optimizer import adam
 from vae_jax.system.errors import InputError, reason
@@ -27,43 +28,22 @@ def shapes(model: nn.Module, pixels: int) -> dict[str, Any]:
     """The variables of a module for images of so many pixels, as shapes; computes nothing.
 
     Raises:
-      InputError: It lacks a method, or fails.
+      InputError: It lacks a method, fails, or returns something of another shape than it should.
     """
-    for method, returns in {"encode": "encode(images) -> (mu, logvar)", "decode": "decode(z) -> logits"}.items():
-        if not callable(getattr(model, method, None)):
-            raise InputError(f"{type(model).__name__}: has no method {method}; expected {returns}")
-
-    def encode_and_decode(module: Any, images: jax.Array) -> jax.Array:
-        return module.decode(module.encode(images)[0])
-
-    images = jax.ShapeDtypeStruct((2, pixels), jnp.float32)
-    with _explained(model, f"fails on images of shape {list(images.shape)}"):
-        return jax.eval_shape(partial(model.init, method=encode_and_decode), jax.random.key(0), images)
+    with precision("float32"):
+        return variables_of(model, pixels, type(model).__name__)
 
 
 def latent_dim(model: nn.Module, variables: Variables, pixels: int) -> int:
     """The number of latent dimensions.
 
     Raises:
-      InputError: A method fails, or returns something of another shape than it should.
+      InputError: The variables are not those of the module.
     """
-    name, batch = type(model).__name__, 2
-    variables = {key: jax.tree.map(_as_float32, tree) for key, tree in variables.items()}
-    with _explained(model, f"encode fails on images of shape [{batch}, {pixels}]"):
-        images = jax.ShapeDtypeStruct((batch, pixels), jnp.float32)
-        returned = jax.eval_shape(partial(model.apply, method="encode"), variables, images)
-    found = [list(part.shape) for part in jax.tree.leaves(returned)]
-    if not (isinstance(returned, tuple) and len(found) == 2 and found[0] == found[1]) or (
-        len(found[0]) != 2 or found[0][0] != batch
-    ):
-        raise InputError(f"{name}: encode returns {found}; expected (mu, logvar), [{batch}, latent] each")
-    with _explained(model, f"decode fails on z of shape {found[0]}"):
-        z = jax.ShapeDtypeStruct(found[0], jnp.float32)
-        logits = jax.eval_shape(partial(model.apply, method="decode"), variables, z)
-    if getattr(logits, "shape", None) != (batch, pixels):
-        found = [list(part.shape) for part in jax.tree.leaves(logits)]
-        raise InputError(f"{name}: decode returns {found}; expected logits, [[{batch}, {pixels}]]")
-    return z.shape[1]
+    given = {key: jax.tree.map(_as_float32, tree) for key, tree in variables.items()}
+    with _explained(model, "cannot use these parameters"):
+        images = jax.ShapeDtypeStruct((1, pixels), jnp.float32)
+        return jax.eval_shape(partial(model.apply, method="encode"), given, images)[0].shape[-1]
 
 
 def _as_float32(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -123,7 +103,7 @@ def run(
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
         apply = partial(model.apply, {**given, "params": params})
         mu, logvar = cast(tuple[jax.Array, jax.Array], apply(pixels, method="encode"))
-        z = mu + jnp.exp(logvar / 2) * noise
+        z = reparameterize(mu, logvar, noise)
         output = Output(cast(jax.Array, apply(z, method="decode")), mu, logvar, z)
         returned = losses(output, pixels) if loss is None else loss(output.logits, pixels, mu, logvar)
         terms = loss_terms(returned)

@@ -50,6 +50,19 @@ def require_vae(module: Any, pixels: int, name: str) -> None:
     Raises:
       InputError: It lacks a method, keeps more than parameters, or a shape is wrong; the message begins with `name`.
     """
+    if others := set(variables_of(module, pixels, name)) - {"params"}:
+        raise InputError(
+            f"{name}: keeps {', '.join(sorted(others))} beside its parameters; expected params alone: use LayerNorm or"
+            " GroupNorm in place of BatchNorm"
+        )
+
+
+def variables_of(module: Any, pixels: int, name: str) -> dict[str, Any]:
+    """The parameters of a module, and whatever else it keeps, as shapes and types; computes nothing.
+
+    Raises:
+      InputError: It lacks a method, or a shape is wrong; the message begins with `name`.
+    """
     if not isinstance(module, nn.Module):
         raise InputError(f"{name}: is no flax.linen.Module; expected one with the methods encode and decode")
     for method in ("encode", "decode"):
@@ -77,18 +90,13 @@ def require_vae(module: Any, pixels: int, name: str) -> None:
         return logits
 
     try:
-        variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((3, pixels)), method=both))
+        return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((3, pixels)), method=both))
     except InputError:
         raise
     except Exception as error:  # a module of one's own may raise anything
         raise InputError(
             f"{name}: fails on images of shape [3, {pixels}] ({reason(error)}); expected one that takes flat images"
         ) from error
-    if others := set(variables) - {"params"}:
-        raise InputError(
-            f"{name}: keeps {', '.join(sorted(others))} beside its parameters; expected params alone: use LayerNorm or"
-            " GroupNorm in place of BatchNorm"
-        )
 
 
 def transposed_layers(module: nn.Module, pixels: int) -> frozenset[str]:
