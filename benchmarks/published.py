@@ -76,7 +76,7 @@ def published(config: PublishedConfig) -> None:
 
     Raises:
       InputError: An option cannot be used.
-      CalledProcessError: A run has failed; it has said why.
+      SystemExit: A run has failed or was stopped, and has said why.
     """
     config.check()
     for suffix in ("json", "md"):
@@ -87,8 +87,11 @@ def published(config: PublishedConfig) -> None:
     else:
         runs = [pytorch_examples(config, seed) for seed in config.seeds or range(5)]
     with ThreadPoolExecutor(config.at_once) as pool:
-        for row in pool.map(train_and_measure, runs):
-            add(row, config.out)
+        try:
+            for row in pool.map(train_and_measure, runs):
+                add(row, config.out)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)
     print((config.out / "published.md").read_text())
 
 

@@ -11,9 +11,6 @@ are imported when they are needed, so that `--help` and wrong options are answer
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +23,7 @@ from vae_jax.config import ParityConfig
 from vae_jax.system import command_line
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, reason
+from vae_jax.system.given import import_class, json_object
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -253,7 +251,7 @@ def parity(config: ParityConfig) -> None:
     config.check()
     flax_model = _instance(config.flax, "--flax-options", config.flax_options)
     module = _instance(config.torch, "--torch-options", config.torch_options)
-    names = _json("--names", config.names)
+    names = json_object("--names", config.names)
 
     import flax.linen as nn
     import torch
@@ -297,32 +295,12 @@ def _read(config: ParityConfig, module: torch.nn.Module) -> convert.StateDict:
 
 
 def _instance(name: str, option: str, options: str) -> Any:
-    """An instance of the class that `package.module:Class` names, from the current folder too."""
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute.isidentifier()):
-        raise InputError(f"{name}: expected package.module:Class, such as vae_jax:VAE")
-    if os.getcwd() not in sys.path:  # noqa: PTH109
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # of a module of anybody's, any error
-        raise InputError(f"{name}: cannot be imported ({reason(error)})") from None
-    arguments = _json(option, options)
+    """An instance of a class, which need not be a module yet."""
+    found, arguments = import_class(name, name), json_object(option, options)
     try:
         return found(**arguments)
-    except Exception as error:
+    except Exception as error:  # of a class of anybody's, any error
         raise InputError(f"{option} {options}: {name} cannot be made with them ({reason(error)})") from None
-
-
-def _json(option: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{option} {text}: is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f'{option} {text}: expected a JSON object, such as {{"latent_dim": 20}}')
-    # Flax modules must be hashable.
-    return {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
 
 
 def main() -> None:

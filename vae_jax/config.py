@@ -9,7 +9,6 @@ import json
 import math
 import operator
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import tyro
 
 from vae_jax.system.errors import InputError
+from vae_jax.system.given import json_object, require_class_name
 
 # The largest finite float32: a larger rate or weight would be infinite on the device.
 FLOAT32_MAX = 3.4028235e38
@@ -298,16 +298,10 @@ class TrainConfig(DataOptions, Recipe):
             raise InputError(f"--process {self.process}: expected a number from 0 to {self.processes - 1}")
 
     def _check_model(self) -> None:
-        try:
-            options = json.loads(self.model_options)
-        except (ValueError, RecursionError):
-            options = None
-        if not isinstance(options, dict):
-            raise InputError(f"--model-options {self.model_options}: expected a JSON object: '{{\"width\": 32}}'")
-        if self.model is None and options:
+        if json_object("--model-options", self.model_options) and self.model is None:
             raise InputError("--model-options: are those of --model, which is missing; name a module")
-        if self.model is not None and not re.fullmatch(r"[\w.]+:[\w.<>]+", self.model):
-            raise InputError(f"--model {self.model}: expected PACKAGE.MODULE:CLASS, such as my_models:ConvVAE")
+        if self.model is not None:
+            require_class_name(f"--model {self.model}", self.model)
         sizes = ("hidden_dim", "latent_dim", "hidden_dims", "activation", "initialization")
         fields = {field.name: field for field in dataclasses.fields(self)}
         for name in sizes if self.model is not None else sizes[:1] if self.hidden_dims else ():

@@ -28,14 +28,14 @@ def export(config: ExportConfig) -> None:
 
     state_dict = state_dict_of(trained.model, trained.params, trained.pixels)
     if config.layout != "documented":
-        if not isinstance(trained.model, VAE):
+        if type(trained.model) is not VAE:
             raise InputError(
                 f"--layout {config.layout}: is one of the documented model; {config.model} has another, whose keys are"
                 " the names of its layers; leave the option out"
             )
         state_dict = convert.to_state_dict(trained.params, config.layout)
     convert.save(state_dict, config.out)
-    layout = f", layout {config.layout}" if isinstance(trained.model, VAE) else ""
+    layout = f", layout {config.layout}" if type(trained.model) is VAE else ""
     say(f"saved {config.out}: for {describe(trained.model, state_dict)}{layout}")
 
 

@@ -509,11 +509,11 @@ def test_the_command_compares(command, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"flax": "FlaxConv"}, "FlaxConv: expected package.module:Class, such as vae_jax:VAE"),
+        ({"flax": "FlaxConv"}, "FlaxConv: expected PACKAGE.MODULE:CLASS, such as my_models:ConvVAE"),
         ({"flax": "nowhere.here:VAE"}, "nowhere.here:VAE: cannot be imported (No module named 'nowhere')"),
         ({"torch": "torch.nn:Nothing"}, "torch.nn:Nothing: cannot be imported (module 'torch.nn' has no attribute"),
         ({"torch": "vae_jax:VAE"}, "vae_jax:VAE: is no PyTorch module; name its class"),
-        ({"flax_options": "{"}, "--flax-options {: is not JSON"),
+        ({"flax_options": "{"}, "--flax-options {: expected a JSON object"),
         ({"flax_options": "[]"}, "--flax-options []: expected a JSON object"),
         (
             {"torch_options": '{"width": 3}'},
@@ -541,4 +541,6 @@ def test_the_command_ends_with_two_and_one_line(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr == "error: mine:Flax: cannot be imported (not today)\n"
+    assert result.stderr == (
+        "error: mine:Flax: cannot be imported (not today); expected PACKAGE.MODULE:CLASS, in this folder or installed\n"
+    )

@@ -1,10 +1,7 @@
 """The module of a run: the documented one, an MLP of other layers, or one's own, which is imported by its name."""
 
 import dataclasses
-import importlib
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.config import Recipe
-from vae_jax.core.model import MLP, VAE
+from vae_jax.core.model import MLP, VAE, init_params
 from vae_jax.system.errors import InputError, reason
+from vae_jax.system.given import import_class, json_object
 
 
 def module_of(config: Recipe, pixels: int) -> nn.Module:
@@ -23,7 +21,7 @@ def module_of(config: Recipe, pixels: int) -> nn.Module:
       InputError: It is not there, does not take its options, or is no VAE.
     """
     if config.model is not None:
-        module = _own_module(config.model, json.loads(config.model_options), pixels)
+        module = _own_module(config.model, json_object("--model-options", config.model_options), pixels)
         require_vae(module, pixels, f"--model {config.model}")
         return module
     if config.hidden_dims or config.activation != "relu" or config.initialization != "torch":
@@ -115,30 +113,11 @@ def transposed_layers(module: nn.Module, pixels: int) -> frozenset[str]:
 
 def shapes_of(module: nn.Module, pixels: int) -> Any:
     """The tree of the parameters of a module, as shapes and types."""
-
-    def encode_and_decode(module: Any, images: jax.Array) -> jax.Array:
-        return module.decode(module.encode(images)[0])
-
-    def init() -> Any:
-        return module.init(jax.random.key(0), jnp.zeros((1, pixels)), method=encode_and_decode)["params"]
-
-    return jax.eval_shape(init)
+    return jax.eval_shape(lambda: init_params(module, jax.random.key(0), pixels))
 
 
 def _own_module(name: str, options: dict[str, Any], pixels: int) -> nn.Module:
-    module_name, _, class_name = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # the script `vae-jax` does not look there
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in class_name.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # the file may do anything
-        raise InputError(
-            f"--model {name}: cannot be imported ({reason(error)}); expected PACKAGE.MODULE:CLASS, found from this"
-            " folder or installed"
-        ) from error
+    found = import_class(f"--model {name}", name)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"--model {name}: is no class of flax.linen.Module; name one")
     names = {field.name for field in dataclasses.fields(found)} - {"parent", "name"}
@@ -148,14 +127,9 @@ def _own_module(name: str, options: dict[str, Any], pixels: int) -> nn.Module:
         )
     given = {"pixels": pixels} if "pixels" in names else {}
     try:
-        return found(**given | {key: _as_tuples(value) for key, value in options.items()})
+        return found(**given | options)
     except Exception as error:
         raise InputError(f"--model-options: {name} cannot be made ({reason(error)})") from error
-
-
-def _as_tuples(value: Any) -> Any:
-    """Lists as tuples: a module has to be hashable."""
-    return tuple(_as_tuples(part) for part in value) if isinstance(value, list) else value
 
 
 def _as_text(value: Any) -> str:

@@ -25,16 +25,16 @@ def state_dict_of(model: nn.Module, params: Any, pixels: int) -> StateDict:
     module are the paths of its layers.
     """
     params = jax.device_get(params)
-    if isinstance(model, VAE):
+    if type(model) is VAE:
         return convert.to_state_dict(params)
     return rules.to_state_dict(params, transposed=transposed_layers(model, pixels))
 
 
 def describe(model: nn.Module, state_dict: StateDict) -> str:
     """The PyTorch module that a state dict of a model is for, in words."""
-    if isinstance(model, VAE):
+    if type(model) is VAE:
         return "torch_ref.model.VAE({}, {}, {})".format(*convert.sizes(state_dict))
-    if isinstance(model, MLP):
+    if type(model) is MLP:
         return f"torch_ref.model.MLP({model.hidden_dims}, {model.latent_dim}, {model.pixels}, {model.activation!r})"
     return f"your PyTorch counterpart of {type(model).__name__}, whose layers have the same names"
 
@@ -71,8 +71,8 @@ def export(config: TrainConfig, workdir: Workdir, model: nn.Module, params: Para
     else:
         call = f'torch.load("{config.export}", weights_only=True)'
     say(f"saved {config.export}; load it with {call}")
-    if not isinstance(model, VAE):
-        say(f"{config.export}: is for {describe(model, state_dict)}")
+    if type(model) is not VAE:
+        say(f"{config.export}: goes into {describe(model, state_dict)}")
 
 
 def _holds(file: Path, state_dict: StateDict) -> bool:

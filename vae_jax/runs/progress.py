@@ -169,7 +169,7 @@ def read_init(config: TrainConfig, pixels: int, model: nn.Module | None = None) 
     path = config.init
     if path is None:
         return None
-    if model is not None and not isinstance(model, VAE):
+    if model is not None and type(model) is not VAE:
         raise InputError(
             f"--init {path}: expected the documented model in the run, found {type(model).__name__}; leave --init out"
         )

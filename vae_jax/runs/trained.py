@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from vae_jax.config import FLOAT32_MAX, GIVEN, Binarize, ModelOptions, Precision, Recipe, Which
+from vae_jax.config import (
+    FLOAT32_MAX,
+    GIVEN,
+    Activation,
+    Binarize,
+    Initialization,
+    ModelOptions,
+    Precision,
+    Recipe,
+    Which,
+)
 from vae_jax.data.dataset import Dataset, load
 from vae_jax.runs.metrics import how_far
 from vae_jax.runs.workdir import CONFIG, MODEL
@@ -83,7 +93,7 @@ def read(path: Path, checkpoint: Which | None = None) -> Trained:
         if which is None:
             state_dict = convert.load(file) if own is None else convert.read(file)
         else:
-            file, state_dict = _read_checkpoint(path, which, own)
+            file, state_dict = _read_checkpoint(path, which, own, options)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a weights file or a workdir") from None
     if own is not None:
@@ -135,7 +145,9 @@ def _module(workdir: Path, options: dict[str, Any]) -> nn.Module | None:
         raise InputError(f"{workdir}: is a run of another module than the documented one: {error}") from None
 
 
-def _read_checkpoint(workdir: Path, which: Which, own: nn.Module | None) -> tuple[Path, StateDict]:
+def _read_checkpoint(
+    workdir: Path, which: Which, own: nn.Module | None, options: dict[str, Any]
+) -> tuple[Path, StateDict]:
     """The model of a run's checkpoint; says which checkpoint it is."""
     import flax.traverse_util
 
@@ -153,8 +165,8 @@ def _read_checkpoint(workdir: Path, which: Which, own: nn.Module | None) -> tupl
     with convert.explain_errors(file):
         if own is None:
             return file, convert.to_state_dict(tree)
-        pixels = math.prod(_read_options(workdir / CONFIG)["image_shape"])
-        return file, rules.to_state_dict(tree, transposed=transposed_layers(own, pixels))
+        transposed = transposed_layers(own, math.prod(options["image_shape"]))
+        return file, rules.to_state_dict(tree, transposed=transposed)
 
 
 def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Binarize]:
@@ -225,9 +237,20 @@ def _read_options(file: Path) -> dict[str, Any]:
         "matmul_precision": lambda value: value in get_args(Precision),
         "seed": lambda value: isinstance(value, int) and 0 <= value < 2**32,
         "beta": lambda value: isinstance(value, int | float),
-        "image_shape": lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value),
+        "hidden_dim": _is_size,
+        "latent_dim": _is_size,
+        "hidden_dims": lambda value: isinstance(value, list) and all(map(_is_size, value)),
+        "activation": lambda value: value in get_args(Activation),
+        "initialization": lambda value: value in get_args(Initialization),
+        "model": lambda value: value is None or isinstance(value, str),
+        "model_options": lambda value: isinstance(value, str),
+        "image_shape": lambda value: isinstance(value, list) and all(map(_is_size, value)),
     }
     for name, is_good in good.items():
         if name in options and not is_good(options[name]):
             raise InputError(f"{file}: its {name} is {options[name]!r:.100}; train again or name a weights file")
     return options
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0

@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
     kernel: Float[np.ndarray, "inputs outputs"]
     bias: Float[np.ndarray, " outputs"]
-    activation: str = "none"  # or relu, tanh
+    activation: str = "none"  # or one of `Activation`
 
 
 # The layers of each part, in the order of their use: the encoder's body, its two heads, the decoder.
@@ -69,8 +69,8 @@ def layers_of(trained: Trained) -> Layers:
     if type(model) not in (VAE, MLP):
         raise InputError(f"{type(model).__name__}: the page runs the documented model and MLPs, and no other module")
     activation = model.activation if isinstance(model, MLP) else "relu"
-    hidden = len(model.hidden_dims) if isinstance(model, MLP) else 1
     encoder, decoder = trained.params["encoder"], trained.params["decoder"]
+    hidden = len(decoder) - 1
 
     def layer(params: Any, activation: str = "none") -> Layer:
         return Layer(np.asarray(params["kernel"]), np.asarray(params["bias"]), activation)
