@@ -55,7 +55,7 @@ def _explained(model: nn.Module, what: str, dtype: str = "float32") -> Iterator[
     try:
         with precision(dtype):
             yield
-    except Exception as error:  # of a module of anybody's, any error
+    except Exception as error:  # a user's module may raise anything
         raise InputError(f"{type(model).__name__}: {what} ({reason(error)})") from None
 
 

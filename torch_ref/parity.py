@@ -299,7 +299,7 @@ def _instance(name: str, option: str, options: str) -> Any:
     found, arguments = import_class(name, name), json_object(option, options)
     try:
         return found(**arguments)
-    except Exception as error:  # of a class of anybody's, any error
+    except Exception as error:  # a user's class may raise anything
         raise InputError(f"{option} {options}: {name} cannot be made with them ({reason(error)})") from None
 
 

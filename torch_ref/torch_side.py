@@ -176,7 +176,7 @@ class TorchSide:
             yield
         except InputError:
             raise
-        except Exception as error:  # of a module of anybody's, any error
+        except Exception as error:  # a user's module may raise anything
             hint = "; name the shape of an image with --image-shape" if method == self._encode else ""
             raise InputError(f"{self.name}: {method} fails on {list(argument.shape)} ({reason(error)}){hint}") from None
 

@@ -1,4 +1,4 @@
-"""The module of a run: the documented one, an MLP of other layers, or one's own, which is imported by its name."""
+"""The module of a run: the documented one, an MLP of other layers, or the user's own, which is imported by its name."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def variables_of(module: Any, pixels: int, name: str) -> dict[str, Any]:
         return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((3, pixels)), method=both))
     except InputError:
         raise
-    except Exception as error:  # a module of one's own may raise anything
+    except Exception as error:  # a user's module may raise anything
         raise InputError(
             f"{name}: fails on images of shape [3, {pixels}] ({reason(error)}); expected one that takes flat images"
         ) from error

@@ -16,7 +16,7 @@ def require_class_name(what: str, name: str) -> None:
     """Checks the form of a name, without importing anything.
 
     Raises:
-      InputError: It is no name of a class; the message begins with `what`.
+      InputError: It does not have the form of one; the message begins with `what`.
     """
     if not CLASS.fullmatch(name):
         raise InputError(f"{what}: expected PACKAGE.MODULE:CLASS, such as my_models:ConvVAE")
@@ -48,7 +48,7 @@ def json_object(option: str, text: str) -> dict[str, Any]:
     """The JSON object that an option gives, its lists as tuples: arguments of a module have to be hashable.
 
     Raises:
-      InputError: It is none.
+      InputError: It is not one.
     """
     try:
         value = json.loads(text)
