@@ -60,4 +60,8 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["published"]:  # trains for hours, with options of its own
+        del sys.argv[1]
+        importlib.import_module("benchmarks.published").main()
+        sys.exit()
     command_line.run(benchmark, BenchmarkConfig, "python -m benchmarks")

@@ -326,7 +326,7 @@ def in_memory_in_parallel(contender: Contender, number: int, task: Task) -> dict
 
 
 def _in_parallel(contender: Contender, number: int, task: Task) -> tuple[Any, Any]:
-    """The model that the processes share, with a thread for each process (as torchrun has it), and one's own images."""
+    """The model that the processes share, a thread each (as torchrun has it), and the images of this process."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 

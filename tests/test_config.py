@@ -162,7 +162,7 @@ def test_the_recipe_is_what_decides_the_model():
     assert not {"workdir", "overwrite"} & {field.name for field in dataclasses.fields(TorchTrainConfig)}
 
 
-MODULES = [f"vae_jax.{command}" for command in ("train", "evaluate", "generate", "encode", "export")]
+MODULES = [f"vae_jax.{command}" for command in ("train", "evaluate", "generate", "encode", "explore", "export")]
 MODULES += ["torch_ref.train", "torch_ref.convert"]
 
 

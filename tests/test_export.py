@@ -38,7 +38,7 @@ def test_a_checkpoint_becomes_a_pytorch_file(run, tmp_path, capsys):
         assert torch.equal(tensor, expected[name])
     lines = capsys.readouterr().out.splitlines()
     assert "has not finished; using its best checkpoint, after epoch 1, test loss" in lines[-2]
-    assert lines[-1] == f"saved {out}: 784-8-3, layout fc-mu"
+    assert lines[-1] == f"saved {out}: for torch_ref.model.VAE(8, 3, 784), layout fc-mu"
     export(ExportConfig(run, tmp_path / "newest.pth"))
     assert (tmp_path / "newest.pth").read_bytes() == (tmp_path / "vae.pth").read_bytes()
 

@@ -30,6 +30,9 @@ def test_the_wheel_runs_outside_the_repository(tmp_path):
     assert {
         "vae_jax/data/mnist.npz",
         "vae_jax/data/MNIST-NOTICE.md",
+        "vae_jax/pictures/explorer/index.html",
+        "vae_jax/pictures/explorer/main.js",
+        "vae_jax/pictures/explorer/style.css",
         "vae_jax/py.typed",
         "vae_jax/__init__.pyi",
     } <= names

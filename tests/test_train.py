@@ -75,6 +75,8 @@ def test_what_a_run_leaves_behind(command):
         "learning_rate_schedule": "constant", "patience": 0, "keep": "last", "shards": 1, "devices": None,
         "coordinator": None, "processes": None, "process": None, "initialization_timeout": 60, "heartbeat": 30.0,
         "image_size": None, "grey": False, "stream": "auto",
+        "adam_b1": 0.9, "adam_eps": 1e-8, "hidden_dims": [], "activation": "relu", "initialization": "torch",
+        "model": None, "model_options": "{}", "objective": "elbo", "training_samples": 1, "kl_warmup": 0,
         "image_shape": [28, 28], "pixels": "grey",
     }  # fmt: skip
     metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]

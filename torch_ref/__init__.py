@@ -1,4 +1,6 @@
-"""The PyTorch side: the documented model, its training script, and weights to and from JAX. Imports no jax.
+"""The PyTorch side: the documented model, its training script, and weights to and from JAX.
+
+Imports no jax, but for `parity`, which compares with it.
 
 How a PyTorch user loads a trained model:
 

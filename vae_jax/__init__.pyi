@@ -2,6 +2,7 @@ from .config import Recipe as Recipe
 from .config import SweepOptions as SweepOptions
 from .config import TrainConfig as TrainConfig
 from .core.estimate import importance_log_px as importance_log_px
+from .core.model import MLP as MLP
 from .core.model import VAE as VAE
 from .core.model import Decoder as Decoder
 from .core.model import Encoder as Encoder

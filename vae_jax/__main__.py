@@ -10,9 +10,11 @@ COMMANDS = {
     "sweep": ("vae_jax.sweep", "train many models and compare them, with error bars over seeds"),
     "evaluate": ("vae_jax.evaluate", "measure a trained model: loss, BCE, KLD, log p(x)"),
     "generate": ("vae_jax.generate", "draw what a trained model makes"),
+    "explore": ("vae_jax.explore", "write a web page that runs a trained model"),
     "encode": ("vae_jax.encode", "write the latents of an image set"),
     "export": ("vae_jax.export", "write the weights of a run, finished or not"),
     "convert": ("torch_ref.convert", "rewrite a weights file in another key layout or format"),
+    "parity": ("torch_ref.parity", "compare a Flax VAE with a PyTorch one, and find where they part"),
 }
 
 

@@ -3,6 +3,7 @@
 `Recipe` holds the options that decide which model a run makes; what other classes add says where and how.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import tyro
 
 from vae_jax.system.errors import InputError
+from vae_jax.system.given import json_object, require_class_name
 
 # The largest finite float32: a larger rate or weight would be infinite on the device.
 FLOAT32_MAX = 3.4028235e38
@@ -32,7 +34,13 @@ Precision = Literal["highest", "high", "default"]
 # Names of the layers in a state dict: `torch_ref.layouts.LAYOUTS`.
 Layout = Literal["documented", "fc-mu", "pytorch-examples"]
 # How the learning rate changes over a run.
-LearningRateSchedule = Literal["constant", "cosine", "exponential", "warmup-cosine"]
+LearningRateSchedule = Literal["constant", "cosine", "exponential", "warmup-cosine", "burda2015"]
+# What a hidden layer applies to its sums.
+Activation = Literal["relu", "tanh", "elu", "silu"]
+# How weights are drawn at the start: as PyTorch does, or Glorot and Bengio.
+Initialization = Literal["torch", "glorot"]
+# What training maximizes: the evidence lower bound, or its importance-weighted form, by one of two gradients.
+Objective = Literal["elbo", "iwae", "dreg"]
 # Which epoch's model a run exports.
 Keep = Literal["last", "best"]
 # Whether images are read while the model trains on them: never, those too large for memory, or always.
@@ -108,9 +116,10 @@ class Options:
             if get_origin(kinds[0]) is Literal:
                 good, expected = value in get_args(kinds[0]), f"one of {', '.join(get_args(kinds[0]))}"
             elif get_origin(kinds[0]) is tuple and bounds is not None:
-                count = len(get_args(kinds[0]))
-                good = isinstance(value, tuple) and len(value) == count and all(bounds.accept(v, True) for v in value)
-                expected = f"{count} whole numbers from {bounds.least} to {bounds.most}"
+                count = "" if get_args(kinds[0])[-1] is Ellipsis else len(get_args(kinds[0]))
+                good = isinstance(value, tuple) and count in ("", len(value))
+                good = good and all(bounds.accept(v, True) for v in value or ())
+                expected = f"{count} whole numbers from {bounds.least} to {bounds.most}".lstrip()
             elif bounds is not None:
                 whole = kinds[0] is int
                 good, expected = bounds.accept(value, whole), bounds.describe(whole)
@@ -181,11 +190,41 @@ class Recipe(SharedRecipe):
     shards: int = bounded(1, 1, INT32_MAX)
     """Equal parts of each batch, for several devices; the model depends on this number, not on that of the devices."""
     learning_rate_schedule: LearningRateSchedule = "constant"
-    """The rate over the run: falls to 0 (cosine) or to 1/100 (exponential); warmup-cosine first rises for 5 percent."""
+    """The rate over the run: falls to 0 (cosine) or to 1/100 (exponential); warmup-cosine first rises for 5 percent;
+    burda2015 divides it by 10^(1/7) after 1, 4, 13, 40, 121, 364 and 1093 epochs."""
+    adam_b1: float = bounded(0.9, 0, 0.999999)
+    """Adam's decay of the mean of the gradients."""
+    adam_eps: float = bounded(1e-8, 0, FLOAT32_MAX, exclusive=True)
+    """Adam's epsilon, which keeps steps finite where gradients are small."""
+    hidden_dims: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = bounded(
+        (), 1, INT32_MAX, hint="widths such as 200 200"
+    )
+    """Widths of several hidden layers, in place of --hidden-dim; the decoder has them in reverse."""
+    activation: Activation = "relu"
+    """What a hidden layer applies to its sums."""
+    initialization: Initialization = "torch"
+    """How weights are drawn: as torch.nn.Linear does, or Glorot-uniform with biases of 0."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:CLASS")] = None
+    """A Flax module of your own, in place of this program's: it has the methods encode and decode."""
+    model_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
+    """The arguments of that module; pixels is given to it where it takes it."""
+    objective: Objective = "elbo"
+    """Maximize the evidence lower bound (elbo), or the importance-weighted one (iwae; dreg: less noisy gradients)."""
+    training_samples: int = bounded(1, 1, 10_000)
+    """Draws of z for each image in training, K."""
+    kl_warmup: int = bounded(0, 0, INT32_MAX)
+    """Epochs over which the weight of the KL divergence rises from 0 to --beta."""
     matmul_precision: Precision = "highest"
     """Precision of matrix products on a GPU or TPU: float32 as in PyTorch (highest), or the fastest (default)."""
     init: Path | None = None
     """Start from the weights in this PyTorch file (.pth, .safetensors), and from its Adam state if it has one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with contextlib.suppress(ValueError, RecursionError):  # `check` refuses what is no JSON
+            given: Any = self.model_options  # a dict, too, in Python
+            options = given if isinstance(given, dict) else json.loads(given)
+            object.__setattr__(self, "model_options", json.dumps(options, sort_keys=True))  # comparable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,6 +285,8 @@ class TrainConfig(DataOptions, Recipe):
 
     def check(self) -> None:
         super().check()
+        self._check_model()
+        self._check_objective()
         if self.batch_size % self.shards:
             raise InputError(
                 f"--shards {self.shards}: expected a divisor of --batch-size {self.batch_size}; all parts are equal"
@@ -259,6 +300,28 @@ class TrainConfig(DataOptions, Recipe):
         if self.process is not None and self.processes is not None and self.process >= self.processes:
             raise InputError(f"--process {self.process}: expected a number from 0 to {self.processes - 1}")
 
+    def _check_model(self) -> None:
+        if json_object("--model-options", self.model_options) and self.model is None:
+            raise InputError("--model-options: are those of --model, which is missing; name a module")
+        if self.model is not None:
+            require_class_name(f"--model {self.model}", self.model)
+        sizes = ("hidden_dim", "latent_dim", "hidden_dims", "activation", "initialization")
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        for name in sizes if self.model is not None else sizes[:1] if self.hidden_dims else ():
+            if getattr(self, name) != fields[name].default:
+                other = (
+                    "--model, which has its own sizes; give them in --model-options" if self.model else "--hidden-dims"
+                )
+                raise InputError(f"--{option_name(name)} {getattr(self, name)}: does not go with {other}")
+
+    def _check_objective(self) -> None:
+        if self.objective != "elbo" and (self.beta != 1 or self.kl_warmup):
+            option = f"--beta {self.beta}" if self.beta != 1 else f"--kl-warmup {self.kl_warmup}"
+            raise InputError(
+                f"--objective {self.objective}: bounds log p(x), which {option} does not; expected --beta 1 and"
+                " --kl-warmup 0, or --objective elbo"
+            )
+
     @property
     def recipe(self) -> dict[str, Any]:
         """The options that decide the model, as JSON has them."""
@@ -270,7 +333,12 @@ class TrainConfig(DataOptions, Recipe):
     @property
     def command(self) -> str:
         """The command that goes on with the run."""
-        return _command("vae_jax.train", self)
+        return shlex.join(self.command_words)
+
+    @property
+    def command_words(self) -> list[str]:
+        """The same as a list."""
+        return _command_words("vae_jax.train", self)
 
     @property
     def advice(self) -> str:
@@ -278,8 +346,8 @@ class TrainConfig(DataOptions, Recipe):
         return f"to go on: {dataclasses.replace(self, overwrite=False).command}"
 
 
-def _command(module: str, options: Options) -> str:
-    """The command line that gives these options to a module."""
+def _command_words(module: str, options: Options) -> list[str]:
+    """The command line that gives these options to a module, as a list."""
     python = "python" if shutil.which("python") == sys.executable else sys.executable
     words = [python, "-m", module]
     for field in dataclasses.fields(options):
@@ -287,7 +355,7 @@ def _command(module: str, options: Options) -> str:
         if value != field.default:
             values = value if isinstance(value, tuple) else [] if value is True else [value]
             words += [f"--{option_name(field.name)}", *map(str, values)]
-    return shlex.join(words)
+    return words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -354,6 +422,9 @@ class SweepConfig(SweepOptions, Grid):
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON lines, the options of a model each; the options on the command line count for all lines."""
 
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)  # what `Recipe` adds is for single values
+
     def recipes(self) -> list[Recipe]:
         """The recipe of each model.
 
@@ -389,7 +460,8 @@ class SweepConfig(SweepOptions, Grid):
     @property
     def advice(self) -> str:
         """What an interrupted sweep tells its user; never to overwrite what it has done."""
-        return f"to go on: {_command('vae_jax.sweep', dataclasses.replace(self, overwrite=False))}"
+        words = _command_words("vae_jax.sweep", dataclasses.replace(self, overwrite=False))
+        return f"to go on: {shlex.join(words)}"
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
@@ -586,6 +658,19 @@ class Latents(GenerateConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ExploreConfig(ModelOptions):
+    """Write a web page that runs the model: walk through its latent space, draw, and see what it makes of it."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="PAGE.html")]
+    """File to write: one page that needs no network and no server."""
+    _: dataclasses.KW_ONLY
+    images: int = bounded(500, 1, 10_000)
+    """Test images in the page, equally many of each label where there are labels."""
+    half: bool = False
+    """Store the weights as float16: half the size, and three digits instead of seven."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportConfig(Options):
     """Write the weights of a run, finished or not, as a PyTorch state dict."""
 
@@ -612,8 +697,44 @@ class ConvertConfig(Options):
     """Key names to write."""
 
 
+ClassName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:CLASS")]
+JsonObject = Annotated[str, tyro.conf.arg(metavar="JSON")]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityConfig(DataOptions):
+    """Compare a Flax VAE with a PyTorch one: outputs, losses, gradients, Adam steps; and find where they part.
+
+    Exits with 0 if they are equal up to rounding, with 1 if they are not.
+    """
+
+    flax: ClassName
+    """Flax module with the methods encode(images) and decode(z), such as vae_jax:VAE."""
+    torch: ClassName
+    """PyTorch module, such as torch_ref.model:VAE."""
+    _: dataclasses.KW_ONLY
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """State dict of the PyTorch module (.pth, .safetensors) for both; by default the weights that it begins with."""
+    flax_options: JsonObject = "{}"
+    """Arguments of the Flax class, such as '{"latent_dim": 20}'."""
+    torch_options: JsonObject = "{}"
+    """Arguments of the PyTorch class."""
+    names: JsonObject = "{}"
+    """Layers that have another name in PyTorch, such as '{"encoder.Dense_0": "encoder.fc1"}'."""
+    data: str = "mnist"
+    """Image set, as for train; its first test images are used."""
+    images: int = bounded(32, 1, INT32_MAX)
+    """How many images."""
+    image_shape: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = ()
+    """Shape that PyTorch's encoder takes an image in, such as 1 28 28; by default all pixels in a row."""
+    steps: int = bounded(5, 0, INT32_MAX)
+    """Adam steps to compare."""
+
+
 def to_json(options: Options) -> dict[str, Any]:
-    """The options as JSON has them: paths as text."""
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(options).items()
-    }
+    """The options as JSON has them: paths as text, tuples as lists."""
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+    return {name: plain(value) for name, value in dataclasses.asdict(options).items()}

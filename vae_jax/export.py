@@ -9,6 +9,7 @@ from vae_jax.runs.trained import read
 from vae_jax.runs.workdir import require_writable_beside
 from vae_jax.system import command_line
 from vae_jax.system.console import say
+from vae_jax.system.errors import InputError
 
 
 def export(config: ExportConfig) -> None:
@@ -21,10 +22,21 @@ def export(config: ExportConfig) -> None:
     require_writable_beside("--out", config.out, config.model)
     convert.require_weights_file("--out", config.out)
     trained = read(config.model, config.checkpoint)
-    state_dict = convert.to_state_dict(trained.params, config.layout)
+
+    from vae_jax.core.model import VAE
+    from vae_jax.runs.export import describe, state_dict_of
+
+    state_dict = state_dict_of(trained.model, trained.params, trained.pixels)
+    if config.layout != "documented":
+        if type(trained.model) is not VAE:
+            raise InputError(
+                f"--layout {config.layout}: is one of the documented model; {config.model} has another, whose keys are"
+                " the names of its layers; leave the option out"
+            )
+        state_dict = convert.to_state_dict(trained.params, config.layout)
     convert.save(state_dict, config.out)
-    hidden_dim, latent_dim, pixels = convert.sizes(state_dict)
-    say(f"saved {config.out}: {pixels}-{hidden_dim}-{latent_dim}, layout {config.layout}")
+    layout = f", layout {config.layout}" if type(trained.model) is VAE else ""
+    say(f"saved {config.out}: for {describe(trained.model, state_dict)}{layout}")
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from vae_jax.config import GIVEN, NOT_SWEPT, Recipe, SweepConfig, SweepOptions, TrainConfig, option_name
 from vae_jax.data.dataset import Dataset, checked, load
 from vae_jax.runs.summary import table
-from vae_jax.runs.sweep_folder import BEST, WEIGHTS, Model, Outcome, SweepFolder, describe, key, values, varied
-from vae_jax.runs.workdir import EVENTS
+from vae_jax.runs.sweep_folder import BEST, Model, Outcome, SweepFolder, describe, key, values, varied
+from vae_jax.runs.workdir import EVENTS, SWEPT
 from vae_jax.system import command_line, signals
 from vae_jax.system.console import STDERR, quiet, say, tolerate_closed_output
 from vae_jax.system.errors import InputError, NonFiniteLossError
@@ -55,7 +55,7 @@ def sweep(
       configs: The recipes. What a `TrainConfig` says about anything but the recipe is not looked at.
       options: Epochs, workdir and all else that the models share.
       dataset: Images to train on, in place of those that the recipes name.
-      model: A Flax module with the methods `encode` and `decode`, in place of the documented model.
+      model: A Flax module with the methods `encode` and `decode`, in place of those that the recipes name.
 
     Returns:
       The trained states, stacked along a leading axis, in the order of the configs; where they do not share a program,
@@ -71,6 +71,12 @@ def sweep(
     options.check()
     names = [field.name for field in dataclasses.fields(Recipe)]
     recipes = [Recipe(**{name: getattr(config, name) for name in names}) for config in configs]
+    if model is not None:
+        with signals.defer_signals():
+            from vae_jax.core.modules import recipe_of
+        if named := next((recipe.model for recipe in recipes if recipe.model is not None), None):
+            raise InputError(f"--model {named}: a model was given to sweep as well; expected one of them")
+        recipes = [dataclasses.replace(recipe, **recipe_of(model)) for recipe in recipes]
     if dataset is not None:
         recipes = [dataclasses.replace(recipe, data=GIVEN) for recipe in recipes]
         dataset = checked(dataset, options.image_size, options.grey)
@@ -176,13 +182,14 @@ class Work:
         Raises:
           InputError: They do not.
         """
-        from vae_jax.runs.progress import read_init
+        from vae_jax.core.modules import require_vae
 
+        if self._module is not None:
+            require_vae(self._module, self._trainer.pixels, type(self._module).__name__)
         configs = [self._folder.config(recipe, self._folder.path) for recipe in recipes]
         self._bytes = [self._trainer.state_bytes(config) for config in configs]
-        pixels = math.prod(self._trainer.dataset.image_shape)
         for config in {key(dataclasses.replace(config, seed=0, beta=1.0)): config for config in configs}.values():
-            read_init(config, pixels, self._module)
+            self._trainer.read_init(config)
         disk, free = self.disk, psutil.disk_usage(str(existing(self._folder.path))).free
         if disk > free:
             raise InputError(
@@ -292,7 +299,7 @@ class Work:
         from vae_jax.runs.trainer import HaltedError
 
         for model in models:
-            self._folder.begin(model)
+            self._folder.begin(model, self._trainer.dataset.image_shape)
         try:
             if len(models) == 1:
                 trained = [(models[0], self._trainer.train(models[0], feed))]
@@ -318,9 +325,9 @@ class Work:
         import jax
 
         from torch_ref import convert
-        from vae_jax.core.model import VAE
         from vae_jax.core.steps import TEST_NOISE
         from vae_jax.evaluate import measure
+        from vae_jax.runs.export import state_dict_of
 
         state, keep = progress.state, self._options.keep
         noise = jax.random.fold_in(jax.random.key(model.config.seed), TEST_NOISE)
@@ -335,10 +342,10 @@ class Work:
             for metrics in progress.history:
                 events.add(metrics)
         with self._lock:
-            if keep != "none" and isinstance(state.model, VAE):
-                weights = convert.to_state_dict(jax.device_get(state.params))
+            if keep != "none":
+                weights = state_dict_of(state.model, state.params, math.prod(feed.image_shape))
                 if keep == "all":
-                    convert.save(weights, model.config.workdir / WEIGHTS)
+                    convert.save(weights, model.config.workdir / SWEPT)
                 best = self._folder.best()
                 if best is None or model.negative_elbo < best.negative_elbo:
                     convert.save(weights, self._folder.path / BEST)

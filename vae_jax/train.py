@@ -52,12 +52,15 @@ def fit(
     config.check()
     if dataset is not None:
         config, dataset = dataclasses.replace(config, data=GIVEN), checked(dataset, config.image_size, config.grey)
+    if model is not None and config.model is not None:
+        raise InputError(f"--model {config.model}: a model was given to fit as well; expected one of them")
     by_command = dataset is None and model is None
     advice = config.advice if by_command else "to go on: call fit with the same arguments and overwrite=False"
     if config.shards > 1 or config.coordinator:
         # jax reads it when it is imported: no messages of the service that connects processes; ours say what to do.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with signals.defer_signals():  # half an import would break the process for good
+        from vae_jax.core.modules import module_of, recipe_of, require_vae
         from vae_jax.core.settings import fixed_settings
         from vae_jax.runs.checkpoint import Checkpoints
         from vae_jax.runs.feed import Feed
@@ -65,6 +68,8 @@ def fit(
         from vae_jax.runs.processes import join
         from vae_jax.runs.progress import read_init, require_memory
 
+    if model is not None:
+        config = dataclasses.replace(config, **recipe_of(model))
     processes = join(config)
     mesh = processes.mesh
     workdir = Workdir(config, writes=processes.is_first)
@@ -74,8 +79,11 @@ def fit(
             config.data, config.data_dir, config.max_data_gb, config.image_size, config.grey, config.stream
         )
         pixels = math.prod(dataset.image_shape)
-        if model is None:
+        if model is not None:
+            require_vae(model, pixels, type(model).__name__)
+        elif config.model is None:
             require_memory(config, pixels)
+        model = model or module_of(config, pixels)
         init = read_init(config, pixels, model) if workdir.begins_anew else None
         checksum = dataset.checksum()
     processes.require_same(checksum, "images")
@@ -91,7 +99,7 @@ def fit(
         feed = Feed(config, dataset, progress.state, mesh)
         idle = f", {mesh.idle} more idle (--shards)" if mesh.idle else ""
         say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {mesh}{idle}")
-        say(describe_losses(feed.pixels))
+        say(describe_losses(feed.pixels, config))
 
         if progress.finished(config):
             say(f"{workdir}: finished after {progress}; {what_goes_on(config, progress)}--overwrite starts again")
@@ -125,7 +133,7 @@ def fit(
                     stop.raise_if_agreed()
             kept = checkpoints.kept(progress, model)
             logs.end()
-            export(config, workdir, kept.state.model, kept.state.params)
+            export(config, workdir, kept.state.model, kept.state.params, pixels)
             pictures.draw_missing(kept)  # last: an error while drawing must not cost the model
             stop.raise_if_requested()
         return kept.state, kept.history
@@ -136,7 +144,7 @@ def begin_or_go_on(
     workdir: Workdir,
     checkpoints: Checkpoints,
     dataset: Dataset,
-    model: nn.Module | None,
+    model: nn.Module,
     init: TorchCheckpoint | None,
 ) -> Progress:
     """The progress of the run in the workdir; or that before the first step, after removing what the folder holds."""

@@ -87,9 +87,14 @@ def test_checks_of_processes():
 
     rows = [row("vae_jax", 1, {"images/s": 10.0}), row("vae_jax", 2, {"images/s": 8.0})]
     found = machines.checks([*rows, row(machines.DDP, 2, {"images/s": 4.0})])
-    assert [(check.found, check.holds) for check in found] == [("0.8 x", False), ("2 x", True)]
+    assert [(check.found, check.holds) for check in found] == [
+        ("0.8 x", False),
+        ("2 x", True),
+        ("not measured", None),
+    ]
     assert [check.holds for check in machines.checks([*rows, row(machines.DDP, 2, {"note": "failed"})])] == [
         False,
+        None,
         None,
     ]
 

@@ -1,10 +1,18 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from jax.test_util import check_grads
 
-from vae_jax import Output, bce, kld, losses
+import torch_ref.model
+from torch_ref import rules
+from vae_jax import MLP, Output, bce, kld, losses
+from vae_jax.core.model import init_params
+from vae_jax.core.objective import dreg_gradient, sampled_losses, sum_valid
 
 
 def test_bce_by_hand():
@@ -65,3 +73,97 @@ def test_losses_add_up(beta):
     np.testing.assert_array_equal(result.bce, bce(output.logits, images))
     np.testing.assert_array_equal(result.kld, [2.5, 2.5])
     np.testing.assert_array_equal(result.loss, result.bce + beta * 2.5)
+
+
+MODEL = MLP((6,), 2, 9, "tanh")
+
+
+def sampled(samples: int, images: int = 3):
+    """Parameters, images and noise for a small model, in float64."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: init_params(MODEL, jax.random.key(0), 9))
+        params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
+        return params, jnp.asarray(rng.random((images, 9))), jnp.asarray(rng.normal(size=(images, samples, 2)))
+
+
+def torch_losses(params, images, eps, objective: str):
+    """The same in PyTorch, by autograd: -L_K or the mean bound, and the gradient by key."""
+    model = torch_ref.model.MLP((6,), 2, 9, "tanh").double()
+    model.load_state_dict(rules.to_state_dict(params))
+    x, noise = torch.tensor(np.asarray(images)), torch.tensor(np.asarray(eps))
+    mu, logvar = model.encode(x)
+    z = mu[:, None] + torch.exp(logvar / 2)[:, None] * noise
+    if objective == "dreg":
+        mu, logvar = mu.detach(), logvar.detach()
+        z.register_hook(lambda gradient: gradient * weights[..., None])
+    logits = model.decode(z)
+    log_px_z = -F.binary_cross_entropy_with_logits(logits, x[:, None].expand_as(logits), reduction="none").sum(-1)
+    log_qz = torch.distributions.Normal(mu[:, None], torch.exp(logvar / 2)[:, None]).log_prob(z).sum(-1)
+    log_w = log_px_z + torch.distributions.Normal(0, 1).log_prob(z).sum(-1) - log_qz
+    weights = torch.softmax(log_w, 1).detach()
+    if objective == "elbo":
+        divergence = -0.5 * torch.sum(1 + logvar - mu**2 - torch.exp(logvar))
+        loss = -log_px_z.mean(1).sum() + divergence
+    else:
+        loss = -(torch.logsumexp(log_w, 1) - math.log(eps.shape[1])).sum()
+    loss.backward()
+    gradient = {key: parameter.grad for key, parameter in model.named_parameters()}
+    return float(loss.detach()), gradient
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg"])
+def test_losses_and_gradients_of_several_samples_equal_pytorch(objective, samples):
+    params, images, eps = sampled(samples)
+    valid = jnp.ones(len(images), bool)
+    with jax.enable_x64(True):
+        if objective == "dreg":
+            gradient, losses = dreg_gradient(MODEL, params, images, eps, valid)
+        else:
+            summed = lambda params: sum_valid(sampled_losses(MODEL, params, images, eps, objective), valid)  # noqa: E731
+            losses, gradient = summed(params), jax.grad(lambda params: summed(params).loss)(params)
+        found = rules.to_state_dict(gradient)
+        loss, expected = torch_losses(params, images, eps, objective)
+        np.testing.assert_allclose(losses.loss, loss, rtol=1e-10)
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_the_gradients_have_the_same_expectation(samples):
+    """DReG's and IWAE's; with one sample, the bound's too."""
+    params, images, _ = sampled(samples)
+    with jax.enable_x64(True):
+
+        def gradients(key):
+            eps = jax.random.normal(key, (3, samples, 2), jnp.float64)
+            valid = jnp.ones(3, bool)
+
+            def by(objective):
+                return jax.grad(
+                    lambda params: sum_valid(sampled_losses(MODEL, params, images, eps, objective), valid).loss
+                )(params)
+
+            return by("iwae"), dreg_gradient(MODEL, params, images, eps, valid)[0], by("elbo")
+
+        draws = 100_000
+        keys = jax.random.split(jax.random.key(0), draws)
+        means = jax.jit(
+            lambda keys: jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(gradients, keys, batch_size=1000))
+        )(keys)
+        iwae, dreg, elbo = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mean)]) for mean in means)
+    assert np.linalg.norm(dreg - iwae) < 1e-2 * np.linalg.norm(iwae)
+    assert (np.linalg.norm(elbo - iwae) < 1e-2 * np.linalg.norm(iwae)) == (samples == 1)
+
+
+def test_more_samples_give_a_tighter_bound_and_only_valid_images_count():
+    params, images, eps = sampled(5, images=20)
+    gradient = jax.jit(dreg_gradient, static_argnums=0)
+    with jax.enable_x64(True):
+        valid = jnp.arange(20) < 7
+        some, alone = (gradient(MODEL, params, images[:n], eps[:n], valid[:n]) for n in (20, 7))
+        one, every = (gradient(MODEL, params, images, eps[:, :k], valid)[1].loss for k in (1, 5))
+        assert every < one
+        for found, expected in zip(jax.tree.leaves(some), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-10)

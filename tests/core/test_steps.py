@@ -186,7 +186,7 @@ def test_states_of_one_schedule_share_a_program_and_are_stacked(images):
 
 
 def test_a_schedule_needs_the_number_of_images():
-    with pytest.raises(InputError, match="--learning-rate-schedule cosine: depends on the steps of the whole run"):
+    with pytest.raises(InputError, match="--learning-rate-schedule cosine: depends on the steps of an epoch"):
         create_state(TrainConfig(learning_rate_schedule="cosine"))
 
 

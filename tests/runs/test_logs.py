@@ -38,7 +38,7 @@ def test_config_json(undisturbed, few_images):
     [(0.056, "56 ms"), (0.0999, "0.1 s"), (0.56, "0.6 s"), (4.56, "4.6 s"), (9.97, "10 s"), (123.4, "123 s")],
 )
 def test_the_line_of_an_epoch_fits_into_a_terminal(seconds, printed):
-    line = epoch_line(metrics(1.0, seconds=seconds), epochs=10, beta=1.0)
+    line = epoch_line(metrics(1.0, seconds=seconds), TrainConfig())
     assert line == f"epoch 10/10  train loss 189.50 = bce 164.13 + kld 25.37  test loss 130.88  {printed}"
     assert len(line) <= 80
 
@@ -46,20 +46,20 @@ def test_the_line_of_an_epoch_fits_into_a_terminal(seconds, printed):
 def test_the_first_lines_fit_into_a_terminal(mnist):
     first = f"{describe(TrainConfig(), mnist)}; 652,824 parameters; cpu"
     assert first == "mnist: 60,000 training, 10,000 test images, 28 x 28; 652,824 parameters; cpu"
-    for line in (first, describe_losses("grey"), describe_losses("binary")):
+    for line in (first, describe_losses("grey", TrainConfig()), describe_losses("binary", TrainConfig())):
         assert len(line) <= 80
 
 
 def test_the_parts_of_the_loss_add_up_as_printed():
     for thousandths in range(20):
-        words = epoch_line(metrics(1.0, train_kld=25.37 + thousandths / 1000), epochs=10, beta=1.0).split()
+        words = epoch_line(metrics(1.0, train_kld=25.37 + thousandths / 1000), TrainConfig()).split()
         loss, bce, kld = (round(100 * float(words[place])) for place in (4, 7, 10))
         assert loss == bce + kld
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 4.0])
 def test_the_line_shows_the_kld_itself_whatever_beta_is(beta):
-    assert f" + {beta:g} * kld 25.37  test loss " in epoch_line(metrics(beta), epochs=10, beta=beta)
+    assert f" + {beta:g} * kld 25.37  test loss " in epoch_line(metrics(beta), TrainConfig(beta=beta))
 
 
 @pytest.mark.parametrize("part", ["train_loss", "test_loss"])
@@ -71,3 +71,10 @@ def test_a_loss_that_is_not_finite(part, tmp_path, options, few_images, capsys):
     with workdir.lock(), pytest.raises(NonFiniteLossError, match=r"^epoch 10, after its last step: "):
         Logs(config, workdir, few_images, 0, "cpu", []).add(bad)
     assert (config.workdir / "metrics.jsonl").read_text() == capsys.readouterr().out == ""
+
+
+def test_the_line_of_another_objective_gives_its_parts_without_a_sum():
+    config = TrainConfig(objective="iwae", training_samples=5)
+    assert "train loss 189.50 (bce 164.13, kld 25.37)  test loss" in epoch_line(metrics(1.0), config)
+    assert describe_losses("binary", config).endswith("binary pixels; in training -L_5 (iwae)")
+    assert describe_losses("binary", TrainConfig(training_samples=3)).endswith("; in training 3 draws an image")

@@ -1,6 +1,8 @@
 """A Flax module of the user's own goes the same way as the documented model."""
 
 import dataclasses
+import json
+import shutil
 import signal
 
 import flax.linen as nn
@@ -8,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.runs.small_runs import STEPS, checkpoints, metrics
-from vae_jax import VAE, InputError, fit
+from vae_jax import MLP, VAE, InputError, fit
 from vae_jax.runs.progress import Progress
 from vae_jax.runs.trained import read
 from vae_jax.runs.workdir import PICTURES
@@ -67,7 +70,7 @@ def test_it_goes_on_to_the_same_bits(straight, tmp_path, options, few_images, mo
     ]
 
 
-def test_it_trains_and_draws_pictures_and_writes_no_pytorch_file(straight, few_images, capsys):
+def test_it_trains_and_draws_pictures_and_writes_a_pytorch_file(straight, few_images, capsys):
     config, state, history = straight
     assert isinstance(state.model, Linear)
     assert history[-1].test_loss < 543 < history[0].test_loss  # of pixels that are 0.5: 784 ln 2
@@ -75,17 +78,31 @@ def test_it_trains_and_draws_pictures_and_writes_no_pytorch_file(straight, few_i
     for name in PICTURES:
         with Image.open(config.workdir / name) as picture:
             assert picture.width > 300
-    assert not config.export.exists() and not (config.workdir / "model.pth").exists()
+    weights = torch.load(config.export, weights_only=True)
+    assert {key: tuple(tensor.shape) for key, tensor in weights.items()} == {
+        "down.bias": (8,), "down.weight": (8, 784), "up.bias": (784,), "up.weight": (784, 4)
+    }  # fmt: skip
+    np.testing.assert_array_equal(weights["down.weight"].numpy().T, state.params["down"]["kernel"])
     fit(config, few_images, Linear())
-    assert "Linear: is not the documented model, so that no PyTorch file is written\n" in capsys.readouterr().out
+    assert "finished after epoch 3" in capsys.readouterr().out
 
 
-def test_the_commands_refuse_it(straight):
-    config, *_ = straight
-    with pytest.raises(
-        InputError, match=r"is a run of another Flax module than the documented model \(parameters down"
-    ):
-        read(config.workdir)
+@pytest.mark.parametrize("checkpoint", [None, "newest"])
+def test_it_is_read_back(checkpoint, straight):
+    config, state, _ = straight
+    trained = read(config.workdir, checkpoint)
+    assert trained.model == Linear() and trained.latent_dim == 4 and trained.pixels == 784
+    for found, right in zip(jax.tree.leaves(trained.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(found, right)
+
+
+def test_a_module_that_cannot_be_imported_any_more_is_one_line(straight, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight[0].workdir, workdir)
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace("test_own_model:Linear", "test_own_model:Gone"))
+    with pytest.raises(InputError, match=f"{workdir}: is a run of .*Gone: cannot be imported .*expected PACKAGE"):
+        read(workdir)
 
 
 class Tanh(VAE):
@@ -95,12 +112,20 @@ class Tanh(VAE):
         return jnp.tanh(self.decoder(z))
 
 
-def test_the_commands_refuse_a_model_with_the_same_parameters(tmp_path, options, few_images):
+def test_a_model_with_the_parameters_of_the_documented_one_stays_itself(tmp_path, options, few_images):
     config = options(tmp_path, epochs=1)
     fit(config, few_images, Tanh(16, 4))
-    (config.workdir / "model.pth").unlink()
-    with pytest.raises(InputError, match="is a run of another Flax module than the documented model"):
-        read(config.workdir)
+    trained = read(config.workdir)
+    assert trained.model == Tanh(16, 4)
+    assert np.all(trained.decode(np.zeros((1, 4), np.float32)) <= 1 / (1 + np.exp(-1)))
+
+
+def test_models_of_the_package_are_the_options_that_name_them(tmp_path, options, few_images):
+    config = options(tmp_path, epochs=1, hidden_dim=400)
+    fit(config, few_images, MLP((9, 8), 3, activation="tanh"))
+    found = json.loads((config.workdir / "config.json").read_text())
+    assert (found["hidden_dims"], found["latent_dim"], found["activation"], found["model"]) == ([9, 8], 3, "tanh", None)
+    assert read(config.workdir).model == MLP((9, 8), 3, activation="tanh")
 
 
 @pytest.mark.usefixtures("quick")
@@ -117,5 +142,5 @@ def test_its_pictures_are_those_of_its_last_epoch(tmp_path, options, few_images)
 @pytest.mark.parametrize("model", [None, Linear(latent_dim=5)])
 def test_another_model_is_refused(model, straight, few_images):
     config, *_ = straight
-    with pytest.raises(InputError, match=f"--workdir {config.workdir}: holds a run of another model"):
+    with pytest.raises(InputError, match=f"--workdir {config.workdir}: holds a run with other options: --model"):
         fit(config, few_images, model)

@@ -118,12 +118,8 @@ def test_processes_that_stop_and_die(tmp_path, options):
     straight = options(tmp_path / "straight", epochs=12)
     alone = start(straight)
     config = options(tmp_path / "disturbed", epochs=12, checkpoint_every=0.0)
-    disturbances = (
-        (signal.SIGTERM, 1),
-        (signal.SIGKILL, 0),
-        (signal.SIGSTOP, 1),
-    )
-    for signum, number in disturbances:
+    # A process that hangs is noticed as one that is gone: by its silence.
+    for signum, number in ((signal.SIGTERM, 1), (signal.SIGSTOP, 0)):
         configs = numbered(config, config)
         running = [start(each, 2, SLOW) for each in configs]
         assert running[0].stdout is not None

@@ -20,15 +20,22 @@ pytestmark = pytest.mark.usefixtures("quick")
 CHANGES = {
     "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
     "binarize": "threshold", "matmul_precision": "high", "init": Path("other.pth"),
-    "learning_rate_schedule": "cosine", "shards": 2,
+    "learning_rate_schedule": "cosine", "shards": 2, "adam_b1": 0.5, "adam_eps": 1e-4, "activation": "tanh",
+    "initialization": "glorot", "training_samples": 2, "kl_warmup": 1,
 }  # fmt: skip
+# Which do not go with these, or name a module: test_own_model.
+OTHERS = {"objective", "hidden_dims", "model", "model_options"}
+
+
+def test_every_option_of_the_recipe_is_tried():
+    assert {field.name for field in dataclasses.fields(Recipe)} == {"data", *CHANGES, *OTHERS}
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", [*(field.name for field in dataclasses.fields(Recipe) if field.name != "data"), "all"])
+@pytest.mark.parametrize("name", [*CHANGES, "all"])
 def test_another_recipe_is_refused(name, finished, tmp_path, command):
     changes = CHANGES if name == "all" else {name: CHANGES[name]}
     shutil.rmtree(finished.workdir / "checkpoints")  # config.json tells too

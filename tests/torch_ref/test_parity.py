@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from torch_ref import convert
+from torch_ref import convert, rules
+from torch_ref.model import MLP as TorchMLP
 from torch_ref.model import VAE as TorchVAE
+from torch_ref.parity import compare
 from torch_ref.train import losses as torch_losses
-from vae_jax import VAE, TrainConfig, create_state, draw_eps, losses, shuffled_batches, train_epoch
+from vae_jax import MLP, VAE, TrainConfig, create_state, draw_eps, shuffled_batches, train_epoch
+from vae_jax.core.model import init_params
 
 FORWARD = {"float32": 1e-5, "float64": 1e-10}
 GRADIENTS = {"float32": 1e-4, "float64": 1e-10}
@@ -30,66 +33,47 @@ def dtype(request):
 
 def relative_error(found, expected) -> float:
     """The largest difference, relative to the largest entry."""
-    found, expected = np.asarray(found, np.float64), expected.detach().double().numpy()
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape
     return np.abs(found - expected).max() / np.abs(expected).max()
-
-
-def both_sides(params, pixels_batch: tuple[int, int], dtype: str):
-    """(params, images, eps) for JAX, (model, images, eps) for PyTorch; grey images with true 0 and 1 among them."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
-    state_dict = convert.to_state_dict(params)
-    model = TorchVAE(*convert.sizes(state_dict)).to(getattr(torch, dtype))
-    model.load_state_dict(state_dict, strict=True)
-    rng = np.random.default_rng(0)
-    images = np.clip(rng.normal(0.3, 0.5, pixels_batch), 0, 1).astype(dtype)
-    eps = rng.normal(size=(len(images), model.encoder.fc2_mu.out_features)).astype(dtype)
-    ours = jax.tree.map(jnp.asarray, (params, images, eps))
-    return ours, (model, torch.from_numpy(images), torch.from_numpy(eps))
 
 
 def random_params(hidden_dim: int, latent_dim: int, pixels: int):
     return create_state(TrainConfig(hidden_dim=hidden_dim, latent_dim=latent_dim, seed=3), pixels).params
 
 
-def assert_equal_functions(params, images_shape, dtype):
-    (params, images, eps), (model, torch_images, torch_eps) = both_sides(params, images_shape, dtype)
-
-    def total(params):
-        output = VAE(*convert.sizes(model.state_dict())).apply({"params": params}, images, eps)
-        per_image = losses(output, images)
-        return jnp.sum(per_image.loss), (output, per_image)
-
-    gradients, (output, per_image) = jax.jit(jax.grad(total, has_aux=True))(params)
-    assert output.logits.dtype == dtype
-
-    mu, logvar = model.encoder(torch_images)
-    z = model.reparameterize(mu, logvar, torch_eps)
-    for name, expected in {"mu": mu, "logvar": logvar, "z": z, "logits": model.decoder.logits(z)}.items():
-        assert relative_error(getattr(output, name), expected) < FORWARD[dtype], name
-
-    recon, mu, logvar = model(torch_images, torch_eps)
-    assert relative_error(jax.nn.sigmoid(output.logits), recon) < FORWARD[dtype]
-    bce, kld = torch_losses(recon, torch_images, mu, logvar)
-    for name, expected in {"bce": bce, "kld": kld, "loss": bce + kld}.items():
-        assert relative_error(jnp.sum(getattr(per_image, name)), expected) < FORWARD[dtype], name
-
-    (bce + kld).backward()
-    torch_gradients = convert.to_params({key: value.grad for key, value in model.named_parameters()})
-    for (path, found), expected in zip(
-        jax.tree.leaves_with_path(gradients), jax.tree.leaves(torch_gradients), strict=True
-    ):
-        assert relative_error(found, torch.from_numpy(expected)) < GRADIENTS[dtype], jax.tree_util.keystr(path)
+def assert_equal_functions(params, batch: int):
+    """Outputs, losses and gradients, on grey images with true 0 and 1 among them."""
+    state_dict = convert.to_state_dict(jax.device_get(params))
+    sizes = convert.sizes(state_dict)
+    model = TorchVAE(*sizes)
+    model.load_state_dict(state_dict, strict=True)
+    images = np.clip(np.random.default_rng(0).normal(0.3, 0.5, (batch, sizes[2])), 0, 1)
+    report = compare(VAE(*sizes), params, model, images, torch_loss=torch_losses, steps=0)
+    assert report.equal, str(report)
+    assert len(report.rows) == 2 * (5 + 3 + 10)
+    for row in report.rows:
+        bounds = GRADIENTS if row.kind == "gradient" else FORWARD
+        assert row.absolute < bounds[row.dtype] * row.largest, row
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_random_parameters(sizes, dtype):
-    hidden_dim, latent_dim, pixels, batch = sizes
-    assert_equal_functions(random_params(hidden_dim, latent_dim, pixels), (batch, pixels), dtype)
+def test_random_parameters(sizes):
+    assert_equal_functions(random_params(*sizes[:3]), sizes[3])
 
 
-def test_trained_parameters(trained, dtype):
-    assert_equal_functions(trained, (128, 784), dtype)
+def test_trained_parameters(trained):
+    assert_equal_functions(trained, 128)
+
+
+def test_several_layers():
+    model, module = MLP((30, 20), 5, 50, "tanh"), TorchMLP((30, 20), 5, 50, "tanh")
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), 50))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    module.load_state_dict(rules.for_module(rules.to_state_dict(params), module))
+    report = compare(model, params, module, rng.random((9, 50)))
+    assert report.equal, str(report)
 
 
 def adam_steps(mnist, dtype: str, hidden_dim: int, seed: int, steps: int = 100, cosine: bool = False):
@@ -132,7 +116,7 @@ def test_100_adam_steps(mnist, dtype):
     loss, torch_loss, params, torch_params = adam_steps(mnist, dtype, 100, seed=0)
     np.testing.assert_allclose(loss, torch_loss, rtol=1e-10)
     for (path, found), leaf in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(torch_params), strict=True):
-        assert relative_error(found, torch.from_numpy(leaf)) < 1e-10, jax.tree_util.keystr(path)
+        assert relative_error(found, leaf) < 1e-10, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
@@ -140,7 +124,7 @@ def test_50_adam_steps_under_a_cosine(mnist, dtype):
     loss, torch_loss, params, torch_params = adam_steps(mnist, dtype, 100, seed=0, steps=50, cosine=True)
     np.testing.assert_allclose(loss, torch_loss, rtol=1e-10)
     for (path, found), leaf in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(torch_params), strict=True):
-        assert relative_error(found, torch.from_numpy(leaf)) < 1e-10, jax.tree_util.keystr(path)
+        assert relative_error(found, leaf) < 1e-10, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)

@@ -34,13 +34,15 @@ def test_the_documented_snippet_runs_without_jax(state_dict, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("module", ["convert", "layouts", "model", "optimizer", "pickles", "train"])
+@pytest.mark.parametrize(
+    "module", ["causes", "convert", "layouts", "model", "optimizer", "parity", "pickles", "rules", "train"]
+)
 def test_no_jax_is_imported(module):
     code = f"import sys; import torch_ref.{module}; assert not {{'jax', 'flax', 'optax'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["convert", "train"])
+@pytest.mark.parametrize("module", ["convert", "parity", "train"])
 def test_help_does_not_wait_for_torch(module):
     code = f"""
 import runpy, sys

@@ -6,15 +6,15 @@ and the number of its sample, so that cutting the work into other chunks changes
 
 import math
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vae_jax.core.model import Params, forward, latent_dim, to_pixels
-from vae_jax.core.objective import Losses, bce, kld, losses
+from vae_jax.core.model import Params, decode_logits, forward, latent_dim, posterior, reparameterize, to_pixels
+from vae_jax.core.objective import Losses, kld, log_weights, losses
 from vae_jax.core.steps import split_batches
 
 
@@ -72,33 +72,6 @@ def bound(
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(images)], jax.lax.map(batch, batches))
 
 
-def log_weights(
-    model: nn.Module, params: Params, images: Float[Array, "images pixels"], eps: Float[Array, "images samples latent"]
-) -> Float[Array, "images samples"]:
-    """log of the importance weights, w = p(x | z) p(z) / q(z | x) with z = mu + exp(logvar / 2) * eps.
-
-    Args:
-      model: A module with the methods `encode` and `decode`.
-      params: Its parameters.
-      images: Pixels x in [0, 1].
-      eps: Draws from N(0, I).
-
-    Returns:
-      log w of each image and sample, in nats.
-
-    References:
-      Burda et al., Importance Weighted Autoencoders, equation 8. https://arxiv.org/abs/1509.00519
-    """
-    mu, logvar = cast(tuple[Array, Array], model.apply({"params": params}, images, method="encode"))
-    z = mu[:, None] + jnp.exp(logvar / 2)[:, None] * eps
-    logits = cast(Array, model.apply({"params": params}, z.reshape(-1, z.shape[-1]), method="decode"))
-    log_px_z = -bce(logits, jnp.repeat(images, eps.shape[1], axis=0)).reshape(eps.shape[:2])
-    # The constants of the two Gaussians, -latent/2 log(2 pi), cancel.
-    log_pz = -0.5 * jnp.sum(z**2, axis=-1)
-    log_qz = -0.5 * jnp.sum(eps**2, axis=-1) - 0.5 * jnp.sum(logvar, axis=-1)[:, None]
-    return log_px_z + log_pz - log_qz
-
-
 @partial(jax.jit, static_argnames=("model", "samples", "batch_size"))
 def importance_log_px(
     model: nn.Module,
@@ -134,13 +107,16 @@ def importance_log_px(
 
     def batch(numbers: Int[Array, " batch"]) -> Float[Array, " batch"]:
         pixels = to_pixels(images[numbers])
+        mu, logvar = posterior(model, params, pixels)
 
         def add(carry, first_sample):
             # The largest weight so far, and the sum of all weights divided by it: neither overflows, and the sum
             # loses no digits however many chunks there are.
             top, total = carry
             chosen = first_sample + jnp.arange(chunk)
-            weights = log_weights(model, params, pixels, draw_eps(key, first + numbers, chosen, latent))
+            eps = draw_eps(key, first + numbers, chosen, latent)
+            z = reparameterize(mu[:, None], logvar[:, None], eps)
+            weights = log_weights(decode_logits(model, params, z), pixels, z, eps, logvar)
             weights = jnp.where(chosen[None] < samples, weights, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(weights, axis=1))
             total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(weights - new_top[:, None]), axis=1)

@@ -53,27 +53,39 @@ def adam(
     return optax.GradientTransformation(init, update)
 
 
+class AdamSettings(NamedTuple):
+    """What Adam takes beside its rate."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
 class Schedule(NamedTuple):
     """A factor of the learning rate that changes from step to step. Hashable: equal schedules share a program."""
 
-    kind: Literal["cosine", "exponential", "warmup-cosine"]
-    steps: int  # of the whole run
+    kind: Literal["cosine", "exponential", "warmup-cosine", "burda2015"]
+    steps: int  # of the whole run; under `burda2015` of an epoch
 
     def factor(self, step: Float[Array, ""]) -> Float[Array, ""]:
         """The factor of the step that follows so many others; the first step has that of 0.
 
         `cosine` falls from 1 to 0 along half a cosine; `exponential` falls from 1 to 1/100; `warmup-cosine` rises
         linearly from 0 to 1 in the first 5 percent of the steps (rounded down), then falls to 0 along half a cosine.
-        Each reaches its end after the last step, and stays there.
+        Each reaches its end after the last step, and stays there. `burda2015` is 10^(-i/7) for 3^i epochs, i = 0..7.
 
         References:
           Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, equation 5.
           https://arxiv.org/abs/1608.03983
+          Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, section 5. https://arxiv.org/abs/1509.00519
         """
         if self.kind == "cosine":
             schedule = optax.cosine_decay_schedule(1.0, self.steps)
         elif self.kind == "exponential":
             schedule = optax.exponential_decay(1.0, self.steps, 0.01, end_value=0.01)
+        elif self.kind == "burda2015":
+            ends = ((3**i - 1) // 2 * self.steps for i in range(1, 8))
+            schedule = optax.piecewise_constant_schedule(1.0, dict.fromkeys(ends, 10 ** (-1 / 7)))
         else:
             schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.steps // 20, self.steps)
         return jnp.asarray(schedule(step))

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt, UInt8
 
-from vae_jax.config import INT32_MAX, TrainConfig
+from vae_jax.config import INT32_MAX, Objective, TrainConfig
 from vae_jax.core.binarize import draw
 from vae_jax.core.mesh import Shards, local, sum_over_shards
-from vae_jax.core.model import VAE, Params, forward, init_params, latent_dim, to_pixels
-from vae_jax.core.objective import Losses, losses
-from vae_jax.core.optimizer import Schedule, adam
+from vae_jax.core.model import Params, forward, init_params, latent_dim, to_pixels
+from vae_jax.core.modules import module_of
+from vae_jax.core.objective import Losses, dreg_gradient, losses, sampled_losses, sum_valid
+from vae_jax.core.optimizer import AdamSettings, Schedule, adam
 from vae_jax.system.errors import InputError
 
 # A whole set, or the images of each batch.
@@ -51,6 +52,15 @@ class TrainState(flax.struct.PyTreeNode):
     dynamic: bool = flax.struct.field(pytree_node=False, default=False)  # draw binary pixels anew in every step
     schedule: Schedule | None = flax.struct.field(pytree_node=False, default=None)  # of the rate; None: constant
     shards: Shards = flax.struct.field(pytree_node=False, default=Shards())  # how each batch is cut
+    adam: AdamSettings = flax.struct.field(pytree_node=False, default=AdamSettings())
+    objective: Objective = flax.struct.field(pytree_node=False, default="elbo")
+    samples: int = flax.struct.field(pytree_node=False, default=1)  # draws of z for each image in training
+    warmup: int = flax.struct.field(pytree_node=False, default=0)  # steps in which the weight of the KLD rises to beta
+
+    @property
+    def sums_up(self) -> bool:
+        """Whether the training loss is bce + beta * kld in every step."""
+        return self.objective == "elbo" and not self.warmup
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -64,16 +74,18 @@ def create_state(
     """The state before the first step: fresh parameters, Adam at rest.
 
     Args:
-      config: Sizes, rate and its schedule, beta, seed, and whether training binarizes dynamically.
+      config: The recipe.
       pixels: Pixels of an image.
-      model: A module with the methods `encode` and `decode`; by default the documented one of the config's sizes.
-      images: How many images an epoch trains on; a schedule of the rate needs it, to know the steps of the run.
+      model: A module with the methods `encode` and `decode`; by default that of the config.
+      images: How many images an epoch trains on; what changes from step to step needs it, to know the steps of the run.
 
     Raises:
-      InputError: The rate has a schedule, and `images` is missing.
+      InputError: `images` is missing, or the module of the config cannot be used.
     """
-    schedule = _schedule(config, images)
-    module = VAE(config.hidden_dim, config.latent_dim, pixels) if model is None else model
+    epoch_steps = _epoch_steps(config, images)
+    schedule = _schedule(config, epoch_steps)
+    warmup = min(config.kl_warmup * epoch_steps, INT32_MAX)
+    module = module_of(config, pixels) if model is None else model
     key = jax.random.key(config.seed)
 
     params, opt_state = _initial(module, key, pixels)
@@ -81,7 +93,22 @@ def create_state(
     beta, learning_rate = jnp.asarray(config.beta, dtype), jnp.asarray(config.learning_rate, dtype)
     dynamic = config.binarize == "dynamic"
     shards = Shards(config.shards)
-    return TrainState(jnp.int32(0), key, beta, learning_rate, params, opt_state, module, dynamic, schedule, shards)
+    return TrainState(
+        jnp.int32(0),
+        key,
+        beta,
+        learning_rate,
+        params,
+        opt_state,
+        module,
+        dynamic,
+        schedule,
+        shards,
+        AdamSettings(b1=config.adam_b1, eps=config.adam_eps),
+        config.objective,
+        config.training_samples,
+        warmup,
+    )
 
 
 # As one program, which compiles in half the time, and once for all models of the same sizes.
@@ -91,16 +118,26 @@ def _initial(module: nn.Module, key: Key[Array, ""], pixels: int) -> tuple[Param
     return params, adam(0.0).init(params)
 
 
-def _schedule(config: TrainConfig, images: int | None) -> Schedule | None:
-    if config.learning_rate_schedule == "constant":
-        return None
+def _epoch_steps(config: TrainConfig, images: int | None) -> int:
+    """The steps of an epoch; 0 where nothing depends on them."""
+    schedule = config.learning_rate_schedule
+    if schedule == "constant" and not config.kl_warmup:
+        return 0
     if images is None:
+        option = f"--kl-warmup {config.kl_warmup}" if config.kl_warmup else f"--learning-rate-schedule {schedule}"
         raise InputError(
-            f"--learning-rate-schedule {config.learning_rate_schedule}: depends on the steps of the whole run; expected"
-            " the number of training images too: create_state(config, images=...)"
+            f"{option}: depends on the steps of an epoch; expected the number of training images too:"
+            " create_state(config, images=...)"
         )
-    steps = config.epochs * math.ceil(images / config.batch_size)
-    return Schedule(config.learning_rate_schedule, min(steps, INT32_MAX))  # the state counts its steps as int32
+    return math.ceil(images / config.batch_size)
+
+
+def _schedule(config: TrainConfig, epoch_steps: int) -> Schedule | None:
+    kind = config.learning_rate_schedule
+    if kind == "constant":
+        return None
+    steps = epoch_steps if kind == "burda2015" else config.epochs * epoch_steps
+    return Schedule(kind, min(steps, INT32_MAX))  # the state counts its steps as int32
 
 
 def split_batches(order: Int[Array, " images"], batch_size: int) -> Int[Array, "steps batch"]:
@@ -125,39 +162,54 @@ def shuffle_bits(key: Key[Array, ""], epoch: Int[Array, ""] | int, images: int) 
 
 
 def draw_eps(
-    key: Key[Array, ""], step: Int[Array, ""] | int, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32
-) -> Float[Array, "batch latent"]:
+    key: Key[Array, ""], step: Int[Array, ""] | int, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "batch *samples latent"]:
     """The noise of a training step, ~ N(0, I)."""
     return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, NOISE), step), shape, dtype)
 
 
 def _summed_losses(state: TrainState, params, images, eps, valid) -> Losses:
-    """The losses summed over the valid images."""
+    """The losses by one draw, summed over the valid images."""
     pixels = to_pixels(images, state.dtype)
     output = forward(state.model, params, pixels, eps)
-    return jax.tree.map(lambda per_image: jnp.sum(jnp.where(valid, per_image, 0)), losses(output, pixels, state.beta))
+    return sum_valid(losses(output, pixels, state.beta), valid)
+
+
+def _gradients(state: TrainState, params, images, eps, valid) -> tuple[Params, Losses]:
+    """The gradient of the training loss, and the losses, summed over the valid images."""
+    pixels = to_pixels(images, state.dtype)
+    if state.objective == "dreg":
+        return dreg_gradient(state.model, params, pixels, eps, valid)
+
+    def objective(params):
+        # The SUM over the batch, as in the PyTorch model: with Adam's eps, the mean would train differently.
+        if eps.ndim == 2:
+            batch = _summed_losses(state, params, images, eps, valid)
+        else:
+            batch = sum_valid(sampled_losses(state.model, params, pixels, eps, state.objective, state.beta), valid)
+        return batch.loss, batch
+
+    return jax.grad(objective, has_aux=True)(params)
 
 
 def _train_step(state: TrainState, images, numbers, valid) -> tuple[TrainState, Losses]:
     """A step on a batch, of whose rows this device has its own."""
-    shape = (len(numbers) * state.shards.devices, latent_dim(state.model, state.params, images.shape[-1]))
+    latent = latent_dim(state.model, state.params, images.shape[-1])
+    samples = () if state.objective == "elbo" and state.samples == 1 else (state.samples,)
+    shape = (len(numbers) * state.shards.devices, *samples, latent)
     eps = local(draw_eps(state.key, state.step, shape, state.dtype), state.shards)
     if state.dynamic:
         images = draw(images, jax.random.fold_in(jax.random.fold_in(state.key, PIXELS), state.step), numbers)
-
-    def gradients(params, images, eps, valid):
-        def objective(params):
-            # The SUM over the batch, as in the PyTorch model: with Adam's eps, the mean would train differently.
-            batch = _summed_losses(state, params, images, eps, valid)
-            return batch.loss, batch
-
-        return jax.grad(objective, has_aux=True)(params)
-
+    weighted = state
+    if state.warmup:
+        rise = jnp.minimum(1, state.step.astype(state.dtype) / state.warmup)
+        weighted = state.replace(beta=rise * state.beta)
+    gradients = partial(_gradients, weighted)
     gradient, batch = sum_over_shards(gradients, state.params, (images, eps, valid), state.shards)
     learning_rate = state.learning_rate
     if state.schedule is not None:
         learning_rate *= state.schedule.factor(state.step.astype(learning_rate.dtype))
-    updates, opt_state = adam(learning_rate).update(gradient, state.opt_state)
+    updates, opt_state = adam(learning_rate, *state.adam).update(gradient, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), batch
 

@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Float64, Integer
 
 from vae_jax.config import Axes, LatentPath
 from vae_jax.runs.latents import Latents, mean_kld
@@ -217,15 +217,22 @@ def latents(encoded: Latents, axes: Axes = "kld") -> Scatter:
         points = mu[:, chosen]
         names = [f"z{dimension} (KLD {kld[dimension]:.2f} nats)" for dimension in chosen]
     else:
-        centred = (mu - mu.mean(axis=0)).astype(np.float64)
-        _, variances, components = np.linalg.svd(centred.T @ centred)
-        # The sign of a component means nothing: its largest part points up.
-        two = components[:2]
-        two = two * np.sign(two[[0, 1], np.abs(two).argmax(axis=1)])[:, None]
+        two, shares = principal_components(mu)
         points = (mu @ two.T).astype(np.float32)
-        shares = variances[:2] / max(variances.sum(), np.finfo(np.float64).tiny)
         names = [f"principal component {place} ({share:.0%} of the variance)" for place, share in enumerate(shares, 1)]
     return Scatter(points, mu, encoded.label, f"Posterior means of {len(mu):,} test images", (names[0], names[1]))
+
+
+def principal_components(
+    mu: Float[np.ndarray, "images latent"],
+) -> tuple[Float64[np.ndarray, "2 latent"], Float64[np.ndarray, " 2"]]:
+    """The first two principal components of posterior means, of length 1, and their shares of the variance."""
+    centred = (mu - mu.mean(axis=0)).astype(np.float64)
+    _, variances, components = np.linalg.svd(centred.T @ centred)
+    # The sign of a component means nothing: its largest part points up.
+    two = components[:2]
+    two = two * np.sign(two[[0, 1], np.abs(two).argmax(axis=1)])[:, None]
+    return two, variances[:2] / max(variances.sum(), np.finfo(np.float64).tiny)
 
 
 def _signed(value: float) -> str:

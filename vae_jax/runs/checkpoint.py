@@ -66,7 +66,7 @@ class Checkpoints:
         """Reads the newest checkpoint that is whole; damaged ones are reported and skipped.
 
         Args:
-          model: The module of the run; by default the documented one.
+          model: The module of the run; by default that of its options.
           most: Leave out checkpoints after more optimizer steps.
 
         Returns:
@@ -87,7 +87,8 @@ class Checkpoints:
                 continue
             self._newest = step
             history = [EpochMetrics(**metrics) for metrics in notes["history"]]
-            return Progress(self._state(arrays, model), history, notes["bce"], notes["kld"], notes["seconds"])
+            sums = (notes.get("loss", []), notes["bce"], notes["kld"])
+            return Progress(self._state(arrays, model), history, *sums, notes["seconds"])
         if self._workdir.checkpoint_steps() and most is None:
             raise InputError(
                 f"--workdir {self._workdir}: none of its checkpoints can be read; restore a copy of one,"
@@ -100,7 +101,7 @@ class Checkpoints:
 
         Args:
           progress: After the last epoch.
-          model: The module of the run; by default the documented one.
+          model: The module of the run; by default that of its options.
 
         Raises:
           InputError: The checkpoint of the best epoch is not there, or damaged.
@@ -167,10 +168,10 @@ class Checkpoints:
             "config": to_json(self._config),
             "checksum": self._checksum,
             "history": [dataclasses.asdict(metrics) for metrics in progress.history],
+            "loss": [] if progress.state.sums_up else progress.loss,
             "bce": progress.bce,
             "kld": progress.kld,
             "seconds": progress.seconds,
-            "module": module_name(progress.state.model),
         }
         file = self._workdir.checkpoint(step)
         try:
@@ -256,11 +257,6 @@ def read_checkpoint(workdir: Path, which: Which) -> tuple[Path, dict[str, np.nda
             " another model"
         )
     return found
-
-
-def module_name(model: nn.Module) -> str:
-    """The full name of a model's class."""
-    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _leaves(state: steps.TrainState) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from vae_jax.config import Binarize, Split, TrainConfig
 from vae_jax.core import steps
 from vae_jax.core.binarize import binarize
-from vae_jax.core.mesh import Mesh
+from vae_jax.core.mesh import Mesh, Shards
+from vae_jax.core.model import MLP, VAE
 from vae_jax.core.objective import Losses
 from vae_jax.core.settings import fixed_settings
 from vae_jax.data.dataset import Dataset, Pixels
@@ -137,8 +138,7 @@ class Feed:
         self.pixels: Pixels = dataset.pixels(config.binarize)
         # A set smaller than a batch makes a smaller batch, of equal shards all the same.
         self.batch_size = min(config.batch_size, config.shards * math.ceil(self.train_count / config.shards))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        flops = step_flops(self.batch_size, parameters)
+        flops = step_cost(state, self.batch_size, self._train.pixels)
         most = int(max(1, STREAM_BYTES // (self.batch_size * self._train.image_bytes))) if stream else None
         self._chunks = chunk_steps(math.ceil(self.train_count / self.batch_size), flops, most)
         test_steps = math.ceil(self.test_count / self.batch_size)
@@ -280,6 +280,18 @@ def as_seen_by_run(
     purpose = steps.TEST_PIXELS if split == "test" else steps.PIXELS
     flat = jnp.asarray(images.reshape(len(images), -1))
     return binarize(flat, rule, jax.random.fold_in(key, purpose), numbers, total)
+
+
+def step_cost(state: steps.TrainState, batch_size: int, pixels: int) -> int:
+    """About how many floating-point operations a step of a run costs, at the rate of large matrix products."""
+    if type(state.model) in (VAE, MLP):
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        return step_flops(batch_size * state.samples, parameters)
+    # Parameters do not tell what a convolution costs, and it reaches half the rate.
+    shapes = jax.eval_shape(lambda: state.replace(shards=Shards()))
+    images = jax.ShapeDtypeStruct((batch_size, pixels), jnp.uint8)
+    analysis: Any = steps.train_step.lower(shapes, images).cost_analysis()
+    return int(2 * analysis["flops"])
 
 
 def step_flops(batch_size: int, parameters: int) -> int:

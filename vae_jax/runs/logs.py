@@ -20,10 +20,14 @@ from vae_jax.system.files import replacing
 from vae_jax.system.signals import defer_signals
 
 
-def describe_losses(pixels: Pixels) -> str:
+def describe_losses(pixels: Pixels, config: TrainConfig) -> str:
     """The line that says what all losses of a run mean."""
     warning = ", not a log-likelihood" if pixels == "grey" else ""
-    return f"losses: nats per image; cross entropy of {pixels} pixels{warning}"
+    samples = config.training_samples
+    training = f"; in training {samples} draws an image" if samples > 1 else ""
+    if config.objective != "elbo":
+        training = f"; in training -L_{samples} ({config.objective})"
+    return f"losses: nats per image; cross entropy of {pixels} pixels{warning}{training}"
 
 
 class Logs:
@@ -88,7 +92,7 @@ class Logs:
         self._write_metrics()
         if self._events:
             self._events.add(metrics)
-        say(epoch_line(metrics, self._config.epochs, self._config.beta))
+        say(epoch_line(metrics, self._config))
 
     def add_picture(self, name: str, rgb: np.ndarray) -> None:
         """Adds a picture of the last epoch, [height, width, 3] bytes, to the TensorBoard events, if there are any."""
@@ -116,14 +120,18 @@ class Logs:
             part.write_text("".join(json.dumps(dataclasses.asdict(metrics)) + "\n" for metrics in self._history))
 
 
-def epoch_line(metrics: EpochMetrics, epochs: int, beta: float) -> str:
+def epoch_line(metrics: EpochMetrics, config: TrainConfig) -> str:
     """The line of an epoch, at most 80 characters with the documented options; its parts add up as printed."""
     loss, bce = round(metrics.train_loss, 2), round(metrics.train_bce, 2)
     # With beta 1 the last digit of the KLD is that of the difference, so that the printed sum holds.
+    beta, epochs = config.beta, config.epochs
     kld = f"kld {loss - bce:.2f}" if beta == 1 else f"{beta:g} * kld {metrics.train_kld:.2f}"
+    parts = f"= bce {bce:.2f} + {kld}"
+    if config.objective != "elbo" or config.kl_warmup:  # the loss is not the sum of these averages
+        parts = f"(bce {bce:.2f}, kld {metrics.train_kld:.2f})"
     seconds = metrics.seconds
     time = f"{1000 * seconds:.0f} ms" if seconds < 0.0995 else f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
     return (
-        f"epoch {metrics.epoch:{len(str(epochs))}}/{epochs}  train loss {loss:.2f} = bce {bce:.2f} + {kld}"
+        f"epoch {metrics.epoch:{len(str(epochs))}}/{epochs}  train loss {loss:.2f} {parts}"
         f"  test loss {metrics.test_loss:.2f}  {time}"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
 import zlib
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from jaxtyping import PyTree
 from vae_jax.config import TrainConfig
 from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
-from vae_jax.core.model import Params
+from vae_jax.core.model import VAE, Params
 from vae_jax.runs.feed import Chunk, Feed
 from vae_jax.runs.metrics import EpochMetrics, average, how_far, out_of_patience
 from vae_jax.runs.trained import require_float32
@@ -38,7 +40,8 @@ class Progress:
 
     state: steps.TrainState
     history: list[EpochMetrics] = dataclasses.field(default_factory=list)  # of the epochs that are done
-    bce: list[float] = dataclasses.field(default_factory=list)  # of each step of the current epoch
+    loss: list[float] = dataclasses.field(default_factory=list)  # of each step of the current epoch
+    bce: list[float] = dataclasses.field(default_factory=list)
     kld: list[float] = dataclasses.field(default_factory=list)
     seconds: float = 0.0  # of training in the current epoch
 
@@ -109,6 +112,7 @@ class Progress:
                 " nothing exported, the checkpoints before it are kept; start again (--overwrite) with a lower"
                 " --learning-rate or --beta"
             )
+        self.loss += loss.tolist()
         self.bce += bce.tolist()
         self.kld += kld.tolist()
 
@@ -117,15 +121,18 @@ class Progress:
         self.settle()
         tested = feed.evaluate(self.state) if tested is None else tested
         _, test_bce, test_kld = (np.asarray(part).tolist() for part in tested)
+        train = average(self.bce, self.kld, feed.train_count, beta)
+        if not self.state.sums_up:
+            train = (math.fsum(self.loss) / feed.train_count, *train[1:])
         metrics = EpochMetrics(
             self.epoch,
-            *average(self.bce, self.kld, feed.train_count, beta),
+            *train,
             *average(test_bce, test_kld, feed.test_count, beta),
             self.seconds,
             feed.pixels,
         )
         self.history.append(metrics)
-        self.bce, self.kld, self.seconds = [], [], 0.0
+        self.loss, self.bce, self.kld, self.seconds = [], [], [], 0.0
         return metrics
 
     @contextmanager
@@ -171,9 +178,9 @@ def read_init(config: TrainConfig, pixels: int, model: nn.Module | None = None) 
     path = config.init
     if path is None:
         return None
-    if model is not None:
+    if model is not None and type(model) is not VAE:
         raise InputError(
-            f"--init {path}: holds the documented model, but the run has a model of its own; leave --init out"
+            f"--init {path}: expected the documented model in the run, found {type(model).__name__}; leave --init out"
         )
     with defer_signals():  # half an import would break the process for good; torch takes a second
         from torch_ref.optimizer import load_checkpoint
@@ -203,11 +210,14 @@ def require_memory(config: TrainConfig, pixels: int) -> None:
     Raises:
       InputError: It cannot.
     """
-    parameters = config.hidden_dim * (2 * pixels + 3 * config.latent_dim)
+    widths = (pixels, *(config.hidden_dims or (config.hidden_dim,)))
+    parameters = 2 * sum(a * b for a, b in itertools.pairwise(widths)) + 3 * widths[-1] * config.latent_dim
     # Parameters, their gradients and Adam's two moments, as float32.
     size, most = 16 * parameters, memory()
     if size > most:
+        several = " ".join(map(str, config.hidden_dims))
+        option = f"--hidden-dims {several}" if several else f"--hidden-dim {config.hidden_dim}"
         raise InputError(
-            f"--hidden-dim {config.hidden_dim} and --latent-dim {config.latent_dim}: training would take"
+            f"{option} and --latent-dim {config.latent_dim}: training would take"
             f" {size / 1e9:,.1f} GB; expected at most {most / 1e9:,.1f} GB, the machine's memory; try smaller ones"
         )

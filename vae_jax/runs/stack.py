@@ -17,7 +17,7 @@ from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
 from vae_jax.core.objective import Losses
 from vae_jax.runs.checkpoint import Checkpoints
-from vae_jax.runs.feed import Feed, chunk_steps, rest, step_flops
+from vae_jax.runs.feed import Feed, chunk_steps, rest, step_cost
 from vae_jax.runs.progress import Progress
 from vae_jax.runs.sweep_folder import Model
 from vae_jax.runs.trainer import Trainer, require_finite
@@ -55,8 +55,9 @@ class Stack:
         self._train = jax.jit(jax.vmap(steps.train_epoch, (0, train_axis, 0)), donate_argnums=0)
         self._evaluate = jax.jit(jax.vmap(steps.eval_epoch, (0, test_axis, None)))
         self._keys = jnp.copy(state.key)  # a step donates those of the state
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        self.chunks = chunk_steps(math.ceil(self._count / self._batch_size), step_flops(self._batch_size, parameters))
+        one = jax.tree.map(lambda leaf: leaf[0], state)
+        cost = len(feeds) * step_cost(one, self._batch_size, self._train_images.shape[-1])
+        self.chunks = chunk_steps(math.ceil(self._count / self._batch_size), cost)
 
     def compile_ahead(self, state: steps.TrainState, skip: int) -> None:
         """Compiles all programs, so that the seconds of an epoch are those of training."""

@@ -13,12 +13,11 @@ from typing import Any
 
 from vae_jax.config import Recipe, SweepOptions, TrainConfig, option_name, to_json
 from vae_jax.runs.metrics import EpochMetrics
-from vae_jax.runs.workdir import CHECKPOINTS, CONFIG, METRICS, Workdir
+from vae_jax.runs.workdir import CHECKPOINTS, CONFIG, METRICS, OUTCOME, SWEPT, Workdir
 from vae_jax.system.errors import InputError
 from vae_jax.system.files import replacing, require_writable, sweep
 
 SWEEP, RESULTS, BEST, MODELS = "sweep.json", "results.csv", "best.pth", "models"
-WEIGHTS, OUTCOME = "vae.pth", "outcome.json"  # in the folder of a model
 PICTURES = ("options.png", "rate-distortion.png", "curves.png")
 FILES = (SWEEP, RESULTS, METRICS, BEST, *PICTURES)
 # Options beside the recipes that decide what a sweep leaves behind.
@@ -178,7 +177,7 @@ class SweepFolder:
 
     def _model(self, name: str, recipe: Recipe) -> Model:
         config = self.config(recipe, self.path / MODELS / name)
-        for file in (CONFIG, OUTCOME, WEIGHTS):
+        for file in (CONFIG, OUTCOME, SWEPT):
             sweep(config.workdir / file)
         try:
             found = json.loads((config.workdir / OUTCOME).read_text())
@@ -200,14 +199,14 @@ class SweepFolder:
             for field in dataclasses.fields(SweepOptions)
             if field.name in names
         }
-        place: dict[str, Any] = {"workdir": workdir, "export": workdir / WEIGHTS}
+        place: dict[str, Any] = {"workdir": workdir, "export": workdir / SWEPT}
         return TrainConfig(**(shared | own | place))
 
-    def begin(self, model: Model) -> None:
+    def begin(self, model: Model, image_shape: tuple[int, ...]) -> None:
         """Makes the folder of a model, with its options: from now on it is a run that other commands can look at."""
         model.config.workdir.mkdir(parents=True, exist_ok=True)
         with replacing(model.config.workdir / CONFIG) as part:
-            part.write_text(json.dumps(to_json(model.config), indent=2) + "\n")
+            part.write_text(json.dumps(to_json(model.config) | {"image_shape": image_shape}, indent=2) + "\n")
 
     def end(self, model: Model, outcome: Outcome) -> None:
         """Records what became of a model, after everything else about it has been written."""
@@ -251,7 +250,7 @@ class SweepFolder:
         for name in known:
             folder = self.path / MODELS / name
             run = Workdir(TrainConfig(workdir=folder))
-            for file in (folder / OUTCOME, *map(run.checkpoint, run.checkpoint_steps()), folder / WEIGHTS):
+            for file in (folder / OUTCOME, *map(run.checkpoint, run.checkpoint_steps()), folder / SWEPT):
                 file.unlink(missing_ok=True)
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         for name in FILES:

@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from vae_jax.config import FLOAT32_MAX, GIVEN, Binarize, ModelOptions, Precision, Which
+from vae_jax.config import (
+    FLOAT32_MAX,
+    GIVEN,
+    Activation,
+    Binarize,
+    Initialization,
+    ModelOptions,
+    Precision,
+    Recipe,
+    Which,
+)
 from vae_jax.data.dataset import Dataset, load
 from vae_jax.runs.metrics import how_far
-from vae_jax.runs.workdir import CONFIG, MODEL
+from vae_jax.runs.workdir import CONFIG, model_file
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, reason
 
@@ -63,11 +73,12 @@ def read(path: Path, checkpoint: Which | None = None) -> Trained:
       InputError: Nothing is there, the folder holds no such checkpoint, or the file does not hold this model.
     """
     options: dict[str, Any] = {}
-    file, which = path, checkpoint
+    file, which, own = path, checkpoint, None
     try:
         if path.is_dir():
             options = _read_options(path / CONFIG)
-            file = path / MODEL
+            own = _module(path, options)
+            file = model_file(path)
             which = checkpoint or (None if file.is_file() else "newest")
         elif not path.exists():
             raise InputError(
@@ -80,11 +91,13 @@ def read(path: Path, checkpoint: Which | None = None) -> Trained:
         from vae_jax.core.model import VAE
 
         if which is None:
-            state_dict = convert.load(file)
+            state_dict = convert.load(file) if own is None else convert.read(file)
         else:
-            file, state_dict = _read_checkpoint(path, which)
+            file, state_dict = _read_checkpoint(path, which, own, options)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a weights file or a workdir") from None
+    if own is not None:
+        return _with_module(file, own, state_dict, options)
     params = convert.to_params(state_dict)
     require_float32(
         str(file), [array for part in params.values() for layer in part.values() for array in layer.values()]
@@ -93,30 +106,67 @@ def read(path: Path, checkpoint: Which | None = None) -> Trained:
     return Trained(VAE(hidden_dim, latent_dim, pixels), params, pixels, latent_dim, options)
 
 
-def _read_checkpoint(workdir: Path, which: Which) -> tuple[Path, StateDict]:
+def _with_module(file: Path, module: nn.Module, state_dict: StateDict, options: dict[str, Any]) -> Trained:
+    """A model that is not the documented one, from the state dict that its run has written by rule."""
+    import jax
+    import jax.numpy as jnp
+
+    from torch_ref import convert, rules
+    from vae_jax.core.model import latent_dim
+    from vae_jax.core.modules import shapes_of, transposed_layers
+
+    pixels = math.prod(options["image_shape"])
+    with convert.explain_errors(file):
+        params = rules.to_params(state_dict, shapes_of(module, pixels), transposed_layers(module, pixels))
+    require_float32(str(file), jax.tree.leaves(params))
+    params = jax.tree.map(jnp.asarray, params)
+    return Trained(module, params, pixels, latent_dim(module, params, pixels), options)
+
+
+def _module(workdir: Path, options: dict[str, Any]) -> nn.Module | None:
+    """The module of a run; None for the documented one.
+
+    Raises:
+      InputError: It cannot be imported any more.
+    """
+    recipe = Recipe(
+        **{field.name: options[field.name] for field in dataclasses.fields(Recipe) if field.name in options}
+    )
+    if recipe.model is None and len(recipe.hidden_dims) < 2 and recipe.activation == "relu":
+        return None
+    if "image_shape" not in options:
+        raise InputError(f"{workdir / CONFIG}: has no image_shape; go on with the run, which writes it")
+
+    from vae_jax.core.modules import module_of
+
+    try:
+        return module_of(recipe, math.prod(options["image_shape"]))
+    except InputError as error:
+        raise InputError(f"{workdir}: is a run of another module than the documented one: {error}") from None
+
+
+def _read_checkpoint(
+    workdir: Path, which: Which, own: nn.Module | None, options: dict[str, Any]
+) -> tuple[Path, StateDict]:
     """The model of a run's checkpoint; says which checkpoint it is."""
     import flax.traverse_util
 
-    from torch_ref import convert
-    from torch_ref.layouts import LAYERS
-    from vae_jax.core.model import VAE
-    from vae_jax.runs.checkpoint import module_name, read_checkpoint
+    from torch_ref import convert, rules
+    from vae_jax.core.modules import transposed_layers
+    from vae_jax.runs.checkpoint import read_checkpoint
 
     file, arrays, notes = read_checkpoint(workdir, which)
     params = {name.removeprefix("params."): array for name, array in arrays.items() if name.startswith("params.")}
-    documented = {f"{part}.{layer}.{leaf}" for part, layer in LAYERS for leaf in ("kernel", "bias")}
-    module = notes.get("module", module_name(VAE()))  # version 0.2.0 did not write it
-    if params.keys() != documented or module != module_name(VAE()):
-        raise InputError(
-            f"{workdir}: is a run of another Flax module than the documented model (parameters"
-            f" {', '.join(sorted(params)):.80}); call fit with its arguments, and use the state that it returns"
-        )
-    unfinished = "" if (workdir / MODEL).is_file() else "has not finished; "
+    unfinished = "" if model_file(workdir).is_file() else "has not finished; "
     loss = f", test loss {notes['history'][-1]['test_loss']:.2f}" if which == "best" else ""
     place = how_far(len(notes["history"]), len(notes["bce"]))
     say(f"{workdir}: {unfinished}using its {which} checkpoint, after {place}{loss}")
+    tree = flax.traverse_util.unflatten_dict(params, sep=".")
     with convert.explain_errors(file):
-        return file, convert.to_state_dict(flax.traverse_util.unflatten_dict(params, sep="."))
+        if own is None:
+            return file, convert.to_state_dict(tree)
+        transposed = transposed_layers(own, math.prod(options["image_shape"]))
+        return file, rules.to_state_dict(tree, transposed=transposed)
 
 
 def images_for(config: ModelOptions, trained: Trained) -> tuple[str, Dataset, Binarize]:
@@ -187,9 +237,20 @@ def _read_options(file: Path) -> dict[str, Any]:
         "matmul_precision": lambda value: value in get_args(Precision),
         "seed": lambda value: isinstance(value, int) and 0 <= value < 2**32,
         "beta": lambda value: isinstance(value, int | float),
-        "image_shape": lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value),
+        "hidden_dim": _is_size,
+        "latent_dim": _is_size,
+        "hidden_dims": lambda value: isinstance(value, list) and all(map(_is_size, value)),
+        "activation": lambda value: value in get_args(Activation),
+        "initialization": lambda value: value in get_args(Initialization),
+        "model": lambda value: value is None or isinstance(value, str),
+        "model_options": lambda value: isinstance(value, str),
+        "image_shape": lambda value: isinstance(value, list) and all(map(_is_size, value)),
     }
     for name, is_good in good.items():
         if name in options and not is_good(options[name]):
             raise InputError(f"{file}: its {name} is {options[name]!r:.100}; train again or name a weights file")
     return options
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0

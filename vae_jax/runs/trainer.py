@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax
 from vae_jax.config import TrainConfig
 from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
+from vae_jax.core.modules import module_of
 from vae_jax.data.dataset import Dataset
 from vae_jax.runs.checkpoint import Checkpoints
 from vae_jax.runs.feed import Feed
@@ -22,6 +23,9 @@ from vae_jax.runs.progress import Progress, initial_progress, read_init
 from vae_jax.runs.sweep_folder import Model
 from vae_jax.runs.workdir import Workdir
 from vae_jax.system.errors import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from torch_ref.optimizer import Checkpoint as TorchCheckpoint
 
 
 class HaltedError(Exception):
@@ -37,15 +41,22 @@ class Trainer:
 
     dataset: Dataset
     checksum: int
-    module: nn.Module | None  # in place of the documented model
+    module: nn.Module | None  # in place of those that the recipes name
     halt: threading.Event  # set: training stops between two steps
     on_steps: Callable[[str, int], None]  # the model of this name has been trained on so many images in all
     on_epoch: Callable[[], None]  # a model has done an epoch
 
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.dataset.image_shape)
+
     def create(self, config: TrainConfig) -> steps.TrainState:
         """The initial state of a model, but for its device."""
-        pixels = math.prod(self.dataset.image_shape)
-        return steps.create_state(config, pixels, self.module, images=len(self.dataset.train_images))
+        return steps.create_state(config, self.pixels, self.module, images=len(self.dataset.train_images))
+
+    def read_init(self, config: TrainConfig) -> TorchCheckpoint | None:
+        """The file that `--init` names for a model: `progress.read_init`."""
+        return read_init(config, self.pixels, self.module or module_of(config, self.pixels))
 
     def program(self, config: TrainConfig) -> Any:
         """What two models have in common exactly when one program trains both."""
@@ -73,9 +84,8 @@ class Trainer:
         checkpoints = Checkpoints(config, Workdir(config), self.dataset, self.checksum)
         progress = checkpoints.newest(self.module, most)
         if progress is None:
-            pixels, images = math.prod(self.dataset.image_shape), len(self.dataset.train_images)
-            init = read_init(config, pixels, self.module)
-            progress = initial_progress(config, pixels, images, self.module, init)
+            images, init = len(self.dataset.train_images), self.read_init(config)
+            progress = initial_progress(config, self.pixels, images, self.module, init)
         model.history = progress.history
         return progress, checkpoints
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_ref.convert import require_weights_file
-from vae_jax.config import TrainConfig, option_name
+from vae_jax.config import SharedRecipe, TrainConfig, option_name, to_json
 from vae_jax.system.errors import InputError
 from vae_jax.system.files import require_writable, sweep
 
@@ -22,6 +23,8 @@ CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.pth"
 PICTURES = ("reconstructions.png", "samples.png", "curves.png")
 FILES = (CONFIG, METRICS, MODEL, *PICTURES)
 CHECKPOINTS, EVENTS, LOCK = "checkpoints", "tensorboard", ".lock"
+# In the folder of a model of a sweep: its weights, in place of model.pth, and what became of it.
+SWEPT, OUTCOME = "vae.pth", "outcome.json"
 PROCESS = ".process-"  # and its number: a file of each process while several train together
 EVENT_FILES = "events.out.tfevents.*"
 # Why an option belongs to the recipe, where that depends on another one.
@@ -99,12 +102,14 @@ class Workdir:
           InputError: It does not; the message names every option that differs, with both values.
         """
         recipe = self._config.recipe
-        options = {"learning_rate_schedule": "constant", "shards": 1} | options  # of runs from before there were others
-        if not options.keys() >= recipe.keys():
+        shared = {field.name for field in dataclasses.fields(SharedRecipe)}
+        if not options.keys() >= shared:
             raise InputError(
                 f"--workdir {self}: holds a run of another program or version;"
                 " add --overwrite to replace it or name another folder"
             )
+        # A run from before there was an option has its default.
+        options = {name: value for name, value in to_json(TrainConfig()).items() if name not in shared} | options
         # The images are known by their checksum, not by the name of their place: a set may move.
         changed = [
             f"--{option_name(name)} was {options[name]}, now is {value}{WHY.get(name, '')}"
@@ -201,6 +206,11 @@ class Workdir:
     def _former_checkpoints(self) -> list[Path]:
         """Checkpoints of version 0.1, which were folders."""
         return [sums.parent for sums in (self.path / CHECKPOINTS).glob("[0-9]*/SHA256SUMS")]
+
+
+def model_file(workdir: Path) -> Path:
+    """The weights of a run that has finished, or of a model of a sweep."""
+    return workdir / (SWEPT if (workdir / OUTCOME).is_file() else MODEL)
 
 
 def uses(workdir: Path, path: Path) -> bool:
