@@ -31,14 +31,17 @@ from vae_jax.system.memory import memory
 
 if TYPE_CHECKING:
     import flax.linen as nn
+    import jax
 
     from vae_jax.core.steps import TrainState
     from vae_jax.runs.feed import Feed
     from vae_jax.runs.metrics import EpochMetrics
     from vae_jax.runs.progress import Progress
 
-# Models that train at once, each by itself, in threads that share the cores: faster than stacked on a CPU.
+# On a CPU, models train by themselves, so many at once, in threads that share the cores: faster than stacked.
 WORKERS = 2
+# On a GPU or TPU they are stacked, as many as fit into this part of its memory.
+STACK_MEMORY = 0.5
 # Bytes of memory that Python, JAX, PyTorch and the compiled programs take.
 LIBRARIES = 0.9e9
 
@@ -162,16 +165,18 @@ class Work:
         self, folder: SweepFolder, options: SweepOptions, dataset: Dataset, checksum: int, module: nn.Module | None
     ):
         with signals.defer_signals():
+            import jax
             import torch  # noqa: F401 - to export; its import takes a second or two
 
             from vae_jax.runs.trainer import Trainer
 
         self._folder, self._options, self._module = folder, options, module
+        self._devices = jax.local_devices()
         self._halt = threading.Event()
         self._images: dict[str, int] = {}  # how many each model has been trained on
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # to print
         self._lock = threading.Lock()  # of the files that models share
-        self._feeds: dict[Any, Feed] = {}
+        self._feeds: dict[jax.Device, tuple[Any, Feed]] = {}  # of the program that each device has at present
         self._feed_lock = threading.Lock()
         self._trainer = Trainer(dataset, checksum, module, self._halt, self._images.__setitem__, self._end_epoch)
         self._images_each = options.epochs * len(dataset.train_images)
@@ -220,8 +225,27 @@ class Work:
         return LIBRARIES + 2 * images + 3 * sum(sorted(self._bytes)[-self._at_once :])
 
     @property
+    def _stack(self) -> int:
+        """How many models a device trains as one."""
+        device = self._devices[0]
+        if self._options.at_once:
+            return self._options.at_once
+        if device.platform == "cpu":
+            return 1
+        room = STACK_MEMORY * (device.memory_stats() or {}).get("bytes_limit", 8e9)
+        share = math.ceil(len(self._bytes) / len(self._devices))
+        # The state, its gradients, and as much again for the activations.
+        return max(1, min(share, int(room / (3 * max(self._bytes)))))
+
+    @property
+    def _workers(self) -> int:
+        """How many jobs are done at once."""
+        return len(self._devices) if self._stack > 1 else max(WORKERS, len(self._devices))
+
+    @property
     def _at_once(self) -> int:
-        return self._options.at_once or WORKERS
+        """How many models train at once."""
+        return self._stack * self._workers
 
     def train(self, models: list[Model], stop: signals.StopRequest) -> None:
         """Trains all models that have not come to their end.
@@ -235,16 +259,17 @@ class Work:
         programs: dict[Any, list[Model]] = {}
         for model in models:
             programs.setdefault(self._trainer.program(model.config), []).append(model)
-        size = self._options.at_once or 1
+        size, workers = self._stack, self._workers
         jobs = [
             (program, [model for model in group[start : start + size] if model.outcome is None])
             for program, group in programs.items()
             for start in range(0, len(group), size)
         ]
         self._jobs = iter([(program, stack) for program, stack in jobs if stack])
-        workers = 1 if self._options.at_once else WORKERS
         if todo:
+            count = len(self._devices)
             how = f"stacked by {size}" if size > 1 else f"{workers} at once, each by itself"
+            how += f", on {count} devices" if count > 1 else ""
             count = len({program for program, stack in jobs if stack})
             say(
                 f"{len(todo)} model{'s' * (len(todo) > 1)} to train, {count} program{'s' * (count > 1)}, {how};"
@@ -253,7 +278,7 @@ class Work:
         begin, told = time.monotonic(), not todo
         bar = tqdm(total=len(todo) * self._images_each, unit=" images", unit_scale=True, leave=False, disable=None)
         with bar, ThreadPoolExecutor(workers) as pool:
-            running = {pool.submit(self._work) for _ in range(workers)}
+            running = {pool.submit(self._work, self._devices[n % len(self._devices)]) for n in range(workers)}
             failed = None
             while running:
                 done, running = wait(running, timeout=0.1)
@@ -275,23 +300,26 @@ class Work:
         if failed:
             raise failed
 
-    def _work(self) -> None:
+    def _work(self, device: jax.Device) -> None:
+        """Does job after job on one device."""
+        import jax
+
         from vae_jax.core.settings import fixed_settings
 
-        with quiet():
+        with quiet(), jax.default_device(device):
             while not self._halt.is_set():
                 with self._lock:
                     program, models = next(self._jobs, (None, []))
                 if not models:
                     return
                 with fixed_settings(models[0].config.matmul_precision):
-                    self._train(models, self._feed(program, models[0].config))
+                    self._train(models, self._feed(device, program, models[0].config))
 
-    def _feed(self, program: Any, config: TrainConfig) -> Feed:
+    def _feed(self, device: jax.Device, program: Any, config: TrainConfig) -> Feed:
         with self._feed_lock:
-            if program not in self._feeds:
-                self._feeds = {program: self._trainer.feed(config)}  # the former one goes with its last model
-            return self._feeds[program]
+            if self._feeds.get(device, (None,))[0] != program:
+                self._feeds[device] = program, self._trainer.feed(config)  # the former one goes with its last model
+            return self._feeds[device][1]
 
     def _train(self, models: list[Model], feed: Feed) -> None:
         """Trains one model, or several as one, and records what becomes of them."""

@@ -241,10 +241,11 @@ class Feed:
 
     def _read_ahead(self, source: Source, batches: np.ndarray, chunks: list[range]) -> Iterator[Chunk]:
         """The chunks; while one is in use, a thread reads the next."""
+        device = jax.config.jax_default_device
 
         def read(chunk: range) -> Chunk:
             numbers = batches[chunk.start : chunk.stop]
-            with fixed_settings():  # jax's settings hold for one thread
+            with fixed_settings(), jax.default_device(device):  # jax's settings hold for one thread
                 return Chunk(chunk, self._mesh.replicate(jnp.asarray(numbers)), source.of(numbers))
 
         with ThreadPoolExecutor(1) as pool:
