@@ -59,6 +59,27 @@ def ours(setting: Setting) -> Runner:
     return Runner(run)
 
 
+def stacked(setting: Setting) -> Runner:
+    """An epoch of several models that differ in their seeds, as a sweep stacks them; of one, as it is."""
+    if setting.models == 1:
+        return ours(setting)
+    train_images = tiled(setting.images)
+    states = [create_state(TrainConfig(batch_size=setting.batch_size, seed=seed)) for seed in range(setting.models)]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    shuffle = functools.partial(shuffled_batches, images=setting.images, batch_size=setting.batch_size)
+    shuffle = jax.jit(jax.vmap(shuffle, (0, None)))
+    train = jax.jit(jax.vmap(train_epoch, (0, None, 0)), donate_argnums=0)
+    keys, epoch = jnp.copy(state.key), 0  # a step donates those of the state
+
+    def run() -> float:
+        nonlocal state, epoch
+        epoch += 1
+        state, losses = train(state, train_images, shuffle(keys, epoch))
+        return float(jax.device_get(losses.loss).sum()) / setting.images / setting.models
+
+    return Runner(run)
+
+
 class DenseEncoder(nn.Module):
     """The encoder of Flax's VAE example, made of `nn.Dense` layers."""
 

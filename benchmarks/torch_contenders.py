@@ -97,6 +97,39 @@ class InMemoryTraining:
         return total.item() / len(self._images)
 
 
+def stacked(setting: Setting) -> Runner:
+    """An epoch of several models as one, by `torch.func`: each with its own parameters, batches and noise."""
+    from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+
+    torch.manual_seed(0)
+    models = [VAE(setting.hidden_dim, setting.latent_dim).to(DEVICE) for _ in range(setting.models)]
+    params, _ = stack_module_state(models)  # pyright: ignore[reportArgumentType]
+    images = pixels(setting).to(DEVICE)
+    optimizer = torch.optim.Adam(params.values(), lr=1e-3, fused=True)
+
+    def loss(params: dict[str, Tensor], batch: Tensor, eps: Tensor) -> Tensor:
+        recon, mu, logvar = functional_call(models[0], params, (batch, eps))
+        bce, kld = losses(recon, batch, mu, logvar)
+        return bce + kld
+
+    step = vmap(grad_and_value(loss))
+
+    def run() -> float:
+        order = torch.rand(setting.models, len(images), device=DEVICE).argsort(1)
+        total = torch.zeros((), device=DEVICE)
+        for numbers in order.split(setting.batch_size, 1):
+            eps = torch.randn(*numbers.shape, setting.latent_dim, device=DEVICE)
+            with torch.no_grad():
+                grads, values = step(params, images[numbers], eps)
+            for name, param in params.items():
+                param.grad = grads[name]
+            optimizer.step()
+            total += values.sum()
+        return total.item() / len(images) / setting.models
+
+    return Runner(run)
+
+
 def pythae_trainer(setting: Setting) -> Runner:
     """pythae's own trainer; its VAE has the encoder and decoder of this model."""
     from pythae.data.datasets import BaseDataset  # pyright: ignore[reportMissingImports]

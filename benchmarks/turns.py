@@ -29,6 +29,7 @@ class Setting(NamedTuple):
     batch_size: int = 128
     hidden_dim: int = 400
     latent_dim: int = 20
+    models: int = 1  # that train side by side
 
 
 class Runner(NamedTuple):

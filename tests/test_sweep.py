@@ -111,7 +111,9 @@ def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monk
     trained = []
     begin = module.SweepFolder.begin
     monkeypatch.setattr(
-        module.SweepFolder, "begin", lambda folder, model, shape: (trained.append(model.name), begin(folder, model, shape))
+        module.SweepFolder,
+        "begin",
+        lambda folder, model, shape: (trained.append(model.name), begin(folder, model, shape)),
     )
     sweep(recipes(few_images_file), options)
     assert trained == ["beta=0.5_seed=1", "beta=1_seed=1"]

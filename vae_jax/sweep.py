@@ -31,16 +31,14 @@ from vae_jax.system.memory import memory
 
 if TYPE_CHECKING:
     import flax.linen as nn
-    import jax
+    from jax import Device
 
     from vae_jax.core.steps import TrainState
     from vae_jax.runs.feed import Feed
     from vae_jax.runs.metrics import EpochMetrics
     from vae_jax.runs.progress import Progress
 
-# On a CPU, models train by themselves, so many at once, in threads that share the cores: faster than stacked.
-WORKERS = 2
-# On a GPU or TPU they are stacked, as many as fit into this part of its memory.
+# On a GPU or TPU models are stacked, as many as fit into this part of its memory.
 STACK_MEMORY = 0.5
 # Bytes of memory that Python, JAX, PyTorch and the compiled programs take.
 LIBRARIES = 0.9e9
@@ -176,7 +174,7 @@ class Work:
         self._images: dict[str, int] = {}  # how many each model has been trained on
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # to print
         self._lock = threading.Lock()  # of the files that models share
-        self._feeds: dict[jax.Device, tuple[Any, Feed]] = {}  # of the program that each device has at present
+        self._feeds: dict[Device, tuple[Any, Feed]] = {}  # of the program that each device has at present
         self._feed_lock = threading.Lock()
         self._trainer = Trainer(dataset, checksum, module, self._halt, self._images.__setitem__, self._end_epoch)
         self._images_each = options.epochs * len(dataset.train_images)
@@ -226,7 +224,7 @@ class Work:
 
     @property
     def _stack(self) -> int:
-        """How many models a device trains as one."""
+        """How many models a device trains as one; on a CPU, whose cores one model fills, stacking makes it slower."""
         device = self._devices[0]
         if self._options.at_once:
             return self._options.at_once
@@ -238,14 +236,9 @@ class Work:
         return max(1, min(share, int(room / (3 * max(self._bytes)))))
 
     @property
-    def _workers(self) -> int:
-        """How many jobs are done at once."""
-        return len(self._devices) if self._stack > 1 else max(WORKERS, len(self._devices))
-
-    @property
     def _at_once(self) -> int:
         """How many models train at once."""
-        return self._stack * self._workers
+        return self._stack * len(self._devices)
 
     def train(self, models: list[Model], stop: signals.StopRequest) -> None:
         """Trains all models that have not come to their end.
@@ -259,7 +252,7 @@ class Work:
         programs: dict[Any, list[Model]] = {}
         for model in models:
             programs.setdefault(self._trainer.program(model.config), []).append(model)
-        size, workers = self._stack, self._workers
+        size = self._stack
         jobs = [
             (program, [model for model in group[start : start + size] if model.outcome is None])
             for program, group in programs.items()
@@ -267,9 +260,8 @@ class Work:
         ]
         self._jobs = iter([(program, stack) for program, stack in jobs if stack])
         if todo:
-            count = len(self._devices)
-            how = f"stacked by {size}" if size > 1 else f"{workers} at once, each by itself"
-            how += f", on {count} devices" if count > 1 else ""
+            how = f"stacked by {size}" if size > 1 else "one after another"
+            how += f", on {len(self._devices)} devices" if len(self._devices) > 1 else ""
             count = len({program for program, stack in jobs if stack})
             say(
                 f"{len(todo)} model{'s' * (len(todo) > 1)} to train, {count} program{'s' * (count > 1)}, {how};"
@@ -277,8 +269,8 @@ class Work:
             )
         begin, told = time.monotonic(), not todo
         bar = tqdm(total=len(todo) * self._images_each, unit=" images", unit_scale=True, leave=False, disable=None)
-        with bar, ThreadPoolExecutor(workers) as pool:
-            running = {pool.submit(self._work, self._devices[n % len(self._devices)]) for n in range(workers)}
+        with bar, ThreadPoolExecutor(len(self._devices)) as pool:
+            running = {pool.submit(self._work, device) for device in self._devices}
             failed = None
             while running:
                 done, running = wait(running, timeout=0.1)
@@ -300,7 +292,7 @@ class Work:
         if failed:
             raise failed
 
-    def _work(self, device: jax.Device) -> None:
+    def _work(self, device: Device) -> None:
         """Does job after job on one device."""
         import jax
 
@@ -315,7 +307,7 @@ class Work:
                 with fixed_settings(models[0].config.matmul_precision):
                     self._train(models, self._feed(device, program, models[0].config))
 
-    def _feed(self, device: jax.Device, program: Any, config: TrainConfig) -> Feed:
+    def _feed(self, device: Device, program: Any, config: TrainConfig) -> Feed:
         with self._feed_lock:
             if self._feeds.get(device, (None,))[0] != program:
                 self._feeds[device] = program, self._trainer.feed(config)  # the former one goes with its last model

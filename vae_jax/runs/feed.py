@@ -72,9 +72,14 @@ class Source:
 
     def for_key(self, key: Key[Array, ""]) -> Source:
         """The images as a run with another key sees them: the same ones, unless their pixels are drawn."""
-        if self._rule in ("none", "threshold"):
+        if not self.drawn:
             return self
         return Source(self._images, self._rule, key, self._split, self._mesh, self.streamed)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the pixels depend on the key."""
+        return self._rule not in ("none", "threshold")
 
     @property
     def resident(self) -> Array:
@@ -144,6 +149,11 @@ class Feed:
         test_steps = math.ceil(self.test_count / self.batch_size)
         self._test_chunks = chunk_steps(test_steps, 0, most) if stream else [range(test_steps)]
         self._programs: dict[Any, Future] = {}
+
+    @property
+    def drawn(self) -> tuple[bool, bool]:
+        """Whether the pixels of the training images, and those of the test images, depend on the seed."""
+        return self._train.drawn, self._test.drawn
 
     @property
     def images(self) -> tuple[Array, Array]:
@@ -241,7 +251,7 @@ class Feed:
 
     def _read_ahead(self, source: Source, batches: np.ndarray, chunks: list[range]) -> Iterator[Chunk]:
         """The chunks; while one is in use, a thread reads the next."""
-        device = jax.config.jax_default_device
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
         def read(chunk: range) -> Chunk:
             numbers = batches[chunk.start : chunk.stop]

@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
@@ -36,58 +37,54 @@ class Lane:
 
 
 class Stack:
-    """The compiled programs of a stack of models, and what they take. All models of one size share them.
+    """The programs of stacks of so many models of one kind; each is compiled once.
 
     Args:
-      feeds: Those of the models.
+      feed: That of one of the models.
       state: The states of the models, stacked.
     """
 
-    def __init__(self, feeds: list[Feed], state: steps.TrainState):
-        first = feeds[0]
-        self._count, self._test_count, self._batch_size = first.train_count, first.test_count, first.batch_size
-        shuffle = partial(steps.shuffled_batches, images=self._count, batch_size=self._batch_size)
-        numbers = steps.split_batches(jnp.arange(self._test_count), self._batch_size)
-        self._train_images, train_axis = _shared([feed.images[0] for feed in feeds])
-        self._test_images, test_axis = _shared([feed.images[1] for feed in feeds])
-        self._test_batches = numbers
+    def __init__(self, feed: Feed, state: steps.TrainState):
+        self._batch_size, self._models = feed.batch_size, len(state.step)
+        shuffle = partial(steps.shuffled_batches, images=feed.train_count, batch_size=feed.batch_size)
+        self._test_batches = steps.split_batches(jnp.arange(feed.test_count), feed.batch_size)
+        # Pixels that are drawn differ from model to model; all others are the same images.
+        train_axis, test_axis = (0 if drawn else None for drawn in feed.drawn)
         self._shuffle = jax.jit(jax.vmap(shuffle, (0, None)))
         self._train = jax.jit(jax.vmap(steps.train_epoch, (0, train_axis, 0)), donate_argnums=0)
         self._evaluate = jax.jit(jax.vmap(steps.eval_epoch, (0, test_axis, None)))
-        self._keys = jnp.copy(state.key)  # a step donates those of the state
         one = jax.tree.map(lambda leaf: leaf[0], state)
-        cost = len(feeds) * step_cost(one, self._batch_size, self._train_images.shape[-1])
-        self.chunks = chunk_steps(math.ceil(self._count / self._batch_size), cost)
+        cost = self._models * step_cost(one, feed.batch_size, feed.images[0].shape[-1])
+        self.chunks = chunk_steps(math.ceil(feed.train_count / feed.batch_size), cost)
+        self._programs: dict[int, Any] = {}
 
-    def compile_ahead(self, state: steps.TrainState, skip: int) -> None:
-        """Compiles all programs, so that the seconds of an epoch are those of training."""
-        lengths = {len(chunk) for chunk in (*self.chunks, *rest(self.chunks, skip))}
-        shape = (len(self._keys), 1, self._batch_size)
-        self._programs = {
-            length: self._train.lower(
-                state, self._train_images, jax.ShapeDtypeStruct((shape[0], length, shape[2]), jnp.int32)
-            ).compile()
-            for length in lengths
-        }
-        self._test = self._evaluate.lower(state, self._test_images, self._test_batches).compile()
+    def take(self, feeds: list[Feed], state: steps.TrainState, skip: int) -> None:
+        """Takes up models; compiles what is not compiled yet, so that the seconds of an epoch are those of training.
+
+        Args:
+          feeds: Those of the models.
+          state: Their states, stacked.
+          skip: Steps of the first epoch that are already done.
+        """
+        self._keys = jnp.copy(state.key)  # a step donates those of the state
+        self._images = [
+            jnp.stack(parts) if drawn else parts[0]
+            for parts, drawn in zip(zip(*(feed.images for feed in feeds), strict=True), feeds[0].drawn, strict=True)
+        ]
+        for length in {len(chunk) for chunk in (*self.chunks, *rest(self.chunks, skip))} - self._programs.keys():
+            batches = jax.ShapeDtypeStruct((self._models, length, self._batch_size), jnp.int32)
+            self._programs[length] = self._train.lower(state, self._images[0], batches).compile()
 
     def shuffle(self, epoch: int) -> Int[np.ndarray, "models steps batch"]:
         return np.asarray(self._shuffle(self._keys, epoch))
 
     def train(self, state: steps.TrainState, batches: Int[np.ndarray, "models steps batch"]):
         """Takes the steps of a chunk; returns the states and the losses, [models, steps] each, on the host."""
-        state, losses = self._programs[batches.shape[1]](state, self._train_images, jnp.asarray(batches))
+        state, losses = self._programs[batches.shape[1]](state, self._images[0], jnp.asarray(batches))
         return state, jax.device_get(losses)
 
     def evaluate(self, state: steps.TrainState) -> Losses:
-        return jax.device_get(self._test(state, self._test_images, self._test_batches))
-
-
-def _shared(images: list[Array]) -> tuple[Array, int | None]:
-    """The images of all models, and the axis of the models; None where all have the same."""
-    if all(other is images[0] for other in images):
-        return images[0], None
-    return jnp.stack(images), 0
+        return jax.device_get(self._evaluate(state, self._images[1], self._test_batches))
 
 
 def train_stack(
@@ -121,9 +118,12 @@ def train_stack(
     state = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(lane.progress.state.replace(shards=shards) for lane in lanes)
     )
-    stack = Stack([lane.feed for lane in lanes], state)
+    stacks = trainer.stacks.setdefault(feed, {})
+    if len(lanes) not in stacks:
+        stacks[len(lanes)] = Stack(feed, state)
+    stack = stacks[len(lanes)]
     if not lanes[0].progress.finished(config):
-        stack.compile_ahead(state, skip=len(lanes[0].progress.bce))
+        stack.take([lane.feed for lane in lanes], state, skip=len(lanes[0].progress.bce))
 
     def each(do: Callable[[Lane], object]) -> None:
         """Does something for each model, and leaves out those that prove to have diverged."""

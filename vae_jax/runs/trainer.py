@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import flax.linen as nn
 import jax
@@ -45,6 +46,8 @@ class Trainer:
     halt: threading.Event  # set: training stops between two steps
     on_steps: Callable[[str, int], None]  # the model of this name has been trained on so many images in all
     on_epoch: Callable[[], None]  # a model has done an epoch
+    # The programs of stacks, by feed and number of models.
+    stacks: WeakKeyDictionary[Feed, dict[int, Any]] = dataclasses.field(default_factory=WeakKeyDictionary)
 
     @property
     def pixels(self) -> int:
