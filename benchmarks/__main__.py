@@ -14,7 +14,7 @@ from benchmarks import report
 from vae_jax.system import command_line
 from vae_jax.system.files import require_writable
 
-Name = Literal["epoch", "start", "scale", "evaluate", "fidelity", "machines", "sweep"]
+Name = Literal["epoch", "start", "scale", "evaluate", "fidelity", "machines", "sweep", "cells"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 

@@ -59,6 +59,33 @@ def ours(setting: Setting) -> Runner:
     return Runner(run)
 
 
+def iwae(setting: Setting) -> Runner:
+    """An epoch of a model of Burda et al. 2015, as `python -m benchmarks published` trains it."""
+    config = TrainConfig(
+        binarize="dynamic",
+        batch_size=setting.batch_size,
+        learning_rate_schedule="burda2015",
+        adam_eps=1e-4,
+        hidden_dims=(200, 200),
+        latent_dim=50,
+        activation="tanh",
+        initialization="glorot",
+        objective="iwae",
+        training_samples=setting.samples,
+    )
+    train_images = tiled(setting.images)
+    state, epoch = create_state(config, images=setting.images), 0
+
+    def run() -> float:
+        nonlocal state, epoch
+        epoch += 1
+        batches = shuffled_batches(state.key, epoch, setting.images, setting.batch_size)
+        state, losses = train_epoch(state, train_images, batches)
+        return float(jax.device_get(losses.loss).sum()) / setting.images
+
+    return Runner(run)
+
+
 def stacked(setting: Setting) -> Runner:
     """An epoch of several models that differ in their seeds, as a sweep stacks them; of one, as it is."""
     if setting.models == 1:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks.turns import Runner, Setting
-from torch_ref.model import VAE
+from torch_ref.model import MLP, VAE
+from torch_ref.objective import sampled_loss
 from torch_ref.train import PixelSet, losses, train_epoch
 from vae_jax.data import load
 
@@ -80,10 +82,11 @@ class InMemoryTraining:
         model: torch.nn.Module,
         images: Tensor,
         batch_size: int,
-        loss: Callable[[torch.nn.Module, Tensor], Tensor] = summed_loss,
+        loss: Callable[[Any, Tensor], Tensor] = summed_loss,
+        eps: float = 1e-8,
     ):
         self._model, self._images, self._batch_size, self._loss = model, images, batch_size, loss
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=eps, fused=True)
 
     def epoch(self) -> float:
         """Trains on every image once; returns the loss per image, in nats."""
@@ -128,6 +131,34 @@ def stacked(setting: Setting) -> Runner:
         return total.item() / len(images) / setting.models
 
     return Runner(run)
+
+
+def iwae(setting: Setting) -> Runner:
+    """An epoch of a model of Burda et al. 2015: images in memory, drawn anew in each step, and Adam in one pass."""
+    return Runner(_Iwae(setting, sampled_loss).epoch)
+
+
+def compiled_iwae(setting: Setting) -> Runner:
+    """The same under torch.compile, which uses CUDA graphs on a GPU."""
+    mode = "reduce-overhead" if DEVICE.type == "cuda" else None
+    return Runner(_Iwae(setting, torch.compile(sampled_loss, dynamic=False, mode=mode)).epoch)
+
+
+class _Iwae(InMemoryTraining):
+    def __init__(self, setting: Setting, loss: Callable[..., Tensor]):
+        torch.manual_seed(0)
+        model = MLP((200, 200), 50, activation="tanh").to(DEVICE)
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight"):
+                torch.nn.init.xavier_uniform_(parameter)
+            else:
+                torch.nn.init.zeros_(parameter)
+
+        def of_batch(model: MLP, batch: Tensor) -> Tensor:
+            eps = torch.randn(len(batch), setting.samples, 50, device=DEVICE)
+            return loss(model, torch.bernoulli(batch), eps, "iwae")
+
+        super().__init__(model, pixels(setting).to(DEVICE), setting.batch_size, of_batch, eps=1e-4)
 
 
 def pythae_trainer(setting: Setting) -> Runner:

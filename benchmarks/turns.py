@@ -30,6 +30,7 @@ class Setting(NamedTuple):
     hidden_dim: int = 400
     latent_dim: int = 20
     models: int = 1  # that train side by side
+    samples: int = 1  # of z for each image
 
 
 class Runner(NamedTuple):

@@ -1,15 +1,13 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from jax.test_util import check_grads
 
 import torch_ref.model
 from torch_ref import rules
+from torch_ref.objective import sampled_loss
 from vae_jax import MLP, Output, bce, kld, losses
 from vae_jax.core.model import init_params
 from vae_jax.core.objective import dreg_gradient, sampled_losses, sum_valid
@@ -88,28 +86,12 @@ def sampled(samples: int, images: int = 3):
 
 
 def torch_losses(params, images, eps, objective: str):
-    """The same in PyTorch, by autograd: -L_K or the mean bound, and the gradient by key."""
+    """The same in PyTorch: the loss, and the gradient by key."""
     model = torch_ref.model.MLP((6,), 2, 9, "tanh").double()
     model.load_state_dict(rules.to_state_dict(params))
-    x, noise = torch.tensor(np.asarray(images)), torch.tensor(np.asarray(eps))
-    mu, logvar = model.encode(x)
-    z = mu[:, None] + torch.exp(logvar / 2)[:, None] * noise
-    if objective == "dreg":
-        mu, logvar = mu.detach(), logvar.detach()
-        z.register_hook(lambda gradient: gradient * weights[..., None])
-    logits = model.decode(z)
-    log_px_z = -F.binary_cross_entropy_with_logits(logits, x[:, None].expand_as(logits), reduction="none").sum(-1)
-    log_qz = torch.distributions.Normal(mu[:, None], torch.exp(logvar / 2)[:, None]).log_prob(z).sum(-1)
-    log_w = log_px_z + torch.distributions.Normal(0, 1).log_prob(z).sum(-1) - log_qz
-    weights = torch.softmax(log_w, 1).detach()
-    if objective == "elbo":
-        divergence = -0.5 * torch.sum(1 + logvar - mu**2 - torch.exp(logvar))
-        loss = -log_px_z.mean(1).sum() + divergence
-    else:
-        loss = -(torch.logsumexp(log_w, 1) - math.log(eps.shape[1])).sum()
+    loss = sampled_loss(model, torch.tensor(np.asarray(images)), torch.tensor(np.asarray(eps)), objective)
     loss.backward()
-    gradient = {key: parameter.grad for key, parameter in model.named_parameters()}
-    return float(loss.detach()), gradient
+    return float(loss.detach()), {key: parameter.grad for key, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("samples", [1, 5])
