@@ -174,6 +174,7 @@ class Work:
         self._images: dict[str, int] = {}  # how many each model has been trained on
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # to print
         self._lock = threading.Lock()  # of the files that models share
+        self._metrics_due = 0.0
         self._feeds: dict[Device, tuple[Any, Feed]] = {}  # of the program that each device has at present
         self._feed_lock = threading.Lock()
         self._trainer = Trainer(dataset, checksum, module, self._halt, self._images.__setitem__, self._end_epoch)
@@ -397,7 +398,9 @@ class Work:
 
     def _end_epoch(self) -> None:
         with self._lock:
-            self._folder.write_metrics()
+            if time.monotonic() > self._metrics_due:  # short epochs of many models would write most of the time
+                self._folder.write_metrics()
+                self._metrics_due = time.monotonic() + 1
 
 
 def report(folder: SweepFolder) -> None:

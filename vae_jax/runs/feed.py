@@ -26,8 +26,8 @@ from vae_jax.data.mapped import MappedImages
 from vae_jax.system.console import STDERR, tolerate_closed_output
 
 # Between two chunks the progress bar moves and a signal can stop the run. So many floating-point operations take
-# 2 seconds on a CPU that does 20 GFLOP/s.
-CHUNK_FLOPS = 40e9
+# 2 seconds on a CPU that does 20 GFLOP/s, or on a GPU that does 1 TFLOP/s: a step of it is over in 0.1 ms.
+CHUNK_FLOPS, GPU_CHUNK_FLOPS = 40e9, 2e12
 # Bytes of the images of a chunk that are streamed; two chunks are in memory at once.
 STREAM_BYTES = 64e6
 # Test images to show in pictures.
@@ -319,7 +319,8 @@ def chunk_steps(steps: int, step_flops: int, most: int | None = None) -> list[ra
 
     Each length is compiled by itself, so a divisor of `steps` is worth being up to twice as far from the ideal.
     """
-    longest = min(steps, most or steps, max(1, int(CHUNK_FLOPS / max(1, step_flops))))
+    flops = CHUNK_FLOPS if jax.default_backend() == "cpu" else GPU_CHUNK_FLOPS
+    longest = min(steps, most or steps, max(1, int(flops / max(1, step_flops))))
     length = next((n for n in range(longest, longest // 2, -1) if steps % n == 0), longest)
     return [range(steps)[start : start + length] for start in range(0, steps, length)]
 

@@ -301,7 +301,8 @@ def row(model: Model) -> dict[str, Any]:
     assert outcome is not None
     last = dataclasses.asdict(outcome.history[-1]) if model.finished else {}
     losses = [f"{part}_{name}" for part in ("train", "test") for name in ("loss", "bce", "kld")]
-    recipe = {field.name: to_json(model.config)[field.name] for field in dataclasses.fields(Recipe)}
+    options = to_json(model.config)
+    recipe = {field.name: options[field.name] for field in dataclasses.fields(Recipe)}
     return {
         "name": model.name,
         "status": f"diverged: {outcome.diverged}" if outcome.diverged else "finished",
