@@ -1,4 +1,4 @@
-"""Training steps per second of the models of table 1 of Importance Weighted Autoencoders, next to the same in PyTorch."""
+"""Training steps per second of the models of a published table (Burda et al. 2015), next to the same in PyTorch."""
 
 from benchmarks.report import Check, Report, at_least
 from benchmarks.turns import Measured, Setting, take_turns

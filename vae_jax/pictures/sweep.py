@@ -120,7 +120,8 @@ def _equal_sums(axes: Axes) -> None:
             axes.plot([start, min(right, total - low)], [total - start, max(low, total - right)], zorder=0)
             axes.lines[-1].set(color="#d5d8db", linewidth=0.8)
             if right - start > 0.2 * (right - left):  # else its name would leave the axes
-                text = axes.annotate(f"bce + kld = {total:g}", (start, total - start), (4, -3), textcoords="offset points")
+                place = (start, total - start)
+                text = axes.annotate(f"bce + kld = {total:g}", place, (4, -3), textcoords="offset points")
                 text.set(fontsize=LABEL - 2, color="#8a9199", va="top", ha="left")
     axes.set(xlim=(left, right), ylim=(low, high))
 
