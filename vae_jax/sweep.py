@@ -31,7 +31,6 @@ from vae_jax.system.memory import memory
 
 if TYPE_CHECKING:
     import flax.linen as nn
-    from jax import Device
 
     from vae_jax.core.steps import TrainState
     from vae_jax.runs.feed import Feed
@@ -175,7 +174,7 @@ class Work:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # to print
         self._lock = threading.Lock()  # of the files that models share
         self._metrics_due = 0.0
-        self._feeds: dict[Device, tuple[Any, Feed]] = {}  # of the program that each device has at present
+        self._feeds: dict[Any, tuple[Any, Feed]] = {}  # of the program that each device has at present
         self._feed_lock = threading.Lock()
         self._trainer = Trainer(dataset, checksum, module, self._halt, self._images.__setitem__, self._end_epoch)
         self._images_each = options.epochs * len(dataset.train_images)
@@ -293,7 +292,7 @@ class Work:
         if failed:
             raise failed
 
-    def _work(self, device: Device) -> None:
+    def _work(self, device: Any) -> None:
         """Does job after job on one device."""
         import jax
 
@@ -308,7 +307,7 @@ class Work:
                 with fixed_settings(models[0].config.matmul_precision):
                     self._train(models, self._feed(device, program, models[0].config))
 
-    def _feed(self, device: Device, program: Any, config: TrainConfig) -> Feed:
+    def _feed(self, device: Any, program: Any, config: TrainConfig) -> Feed:
         with self._feed_lock:
             if self._feeds.get(device, (None,))[0] != program:
                 self._feeds[device] = program, self._trainer.feed(config)  # the former one goes with its last model
