@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import epoch, evaluate, faults, fidelity, floor, machines, plots, report, scale, start
 from benchmarks.jax_contenders import tiled
-from benchmarks.turns import Measured, Runner, Setting, take_turns
+from benchmarks.turns import Measured, Runner, Setting, resolve, take_turns
 
 TINY = Setting(images=300, batch_size=128, hidden_dim=16, latent_dim=4)
 
@@ -33,6 +33,15 @@ def test_contenders_take_turns_and_failures_are_rows():
     assert broken.failure == "failed: ValueError: too small"
     assert [measured.failure for measured in dead] == ["failed: its process ended with code 3"] * 2
     assert broken.median is None
+
+
+@pytest.mark.parametrize("module", ["benchmarks.jax_contenders", "benchmarks.torch_contenders"])
+@pytest.mark.parametrize("name", ["stacked", "iwae"])
+def test_both_sides_train_alike(module, name):
+    """Stacked models, and those of the published table: the losses of two epochs fall as they should."""
+    runner = resolve(f"{module}:{name}")(TINY._replace(models=2, samples=2))
+    losses = [runner.run() for _ in range(2)]
+    assert 150 < losses[1] < losses[0] < 600
 
 
 def broken(_: Setting) -> Runner:
