@@ -123,6 +123,36 @@ def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monk
         sweep(recipes(few_images_file), dataclasses.replace(options, epochs=3))
 
 
+def test_an_overwritten_sweep_takes_nothing_from_a_damaged_one(options, few_images_file):
+    one = recipes(few_images_file, seed=[0], beta=[1])
+    _, before = sweep(one, dataclasses.replace(options, epochs=1))
+    (options.workdir / "sweep.json").write_text("{")
+    _, after = sweep(one, dataclasses.replace(options, overwrite=True))
+    assert (len(before[0]), len(after[0])) == (1, 2)
+
+
+OWN_FORMS = [
+    {"hidden_dim": 400, "hidden_dims": (8, 6), "activation": "tanh", "learning_rate_schedule": "cosine"},
+    {"binarize": "dynamic", "objective": "iwae", "training_samples": 2},
+    {"binarize": "static", "kl_warmup": 2},
+]
+
+
+@pytest.mark.parametrize("form", OWN_FORMS, ids=lambda form: " ".join(form))
+def test_other_recipes_stacked_and_not(form, tmp_path, few_images_file):
+    models = recipes(few_images_file, beta=[1], **form)
+    run = TrainConfig(**dataclasses.asdict(models[1]), epochs=2, workdir=tmp_path / "run", export=tmp_path / "vae.pth")
+    _, history = fit(run)
+    losses = [metrics.test_loss for metrics in history]
+    found = [
+        sweep(models, SweepOptions(workdir=tmp_path / name, epochs=2, at_once=at_once))[1][1]
+        for name, at_once in (("alone", 1), ("stacked", 2))
+    ]
+    assert (tmp_path / "alone/models/seed=1/vae.pth").read_bytes() == run.export.read_bytes()
+    assert [metrics.test_loss for metrics in found[0]] == losses
+    np.testing.assert_allclose([metrics.test_loss for metrics in found[1]], losses, rtol=1e-4)
+
+
 @pytest.mark.parametrize("keep", ["best", "none"])
 def test_keep(keep, options, few_images_file, monkeypatch):
     arguments = ["--hidden-dim", "8", "--latent-dim", "2", "--epochs", "1", "--seed", "0", "1", "--keep", keep]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # On a GPU or TPU models are stacked, as many as fit into this part of its memory.
 STACK_MEMORY = 0.5
 # Bytes of memory that Python, JAX, PyTorch and the compiled programs take.
-LIBRARIES = 0.9e9
+LIBRARIES = 0.7e9
 
 
 def sweep(
@@ -267,7 +267,7 @@ class Work:
                 f"{len(todo)} model{'s' * (len(todo) > 1)} to train, {count} program{'s' * (count > 1)}, {how};"
                 f" up to {self.disk / 1e9:.2f} GB of disk, about {self.memory / 1e9:.1f} GB of memory"
             )
-        begin, told = time.monotonic(), not todo
+        begin, told = None, not todo
         bar = tqdm(total=len(todo) * self._images_each, unit=" images", unit_scale=True, leave=False, disable=None)
         with bar, ThreadPoolExecutor(len(self._devices)) as pool:
             running = {pool.submit(self._work, device) for device in self._devices}
@@ -280,9 +280,12 @@ class Work:
                 images = sum(self._images.copy().values())
                 with tolerate_closed_output(STDERR):
                     bar.update(images - bar.n)
-                if not told and any(model.history for model in todo) and images:
+                if begin is None and images:  # before, programs are compiled and checkpoints read
+                    begin = time.monotonic(), images
+                elif not told and begin and any(model.history for model in todo) and images > begin[1]:
                     told = True
-                    seconds = (time.monotonic() - begin) * (len(todo) * self._images_each - images) / images
+                    rate = (images - begin[1]) / (time.monotonic() - begin[0])
+                    seconds = (len(todo) * self._images_each - images) / rate
                     self._lines.put(
                         f"about {seconds / 60:.0f} minutes to go" if seconds > 90 else f"{seconds:.0f} s to go"
                     )

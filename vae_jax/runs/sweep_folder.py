@@ -164,6 +164,7 @@ class SweepFolder:
         for recipe in recipes:
             if key(recipe) not in names:
                 names[key(recipe)] = name = _unused_name(recipe, varying, known)
+                self._clear_model(name)  # what an unknown model of this name has left must not be taken for this one
                 known[name] = recipe
         shared = {name: value for name, value in to_json(self._options).items() if name in DECISIVE}
         described = {name: to_json(recipe) for name, recipe in known.items()}
@@ -248,13 +249,20 @@ class SweepFolder:
         except InputError:
             known = {}
         for name in known:
-            folder = self.path / MODELS / name
-            run = Workdir(TrainConfig(workdir=folder))
-            for file in (folder / OUTCOME, *map(run.checkpoint, run.checkpoint_steps()), folder / SWEPT):
-                file.unlink(missing_ok=True)
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            self._clear_model(name)
         for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+            if name != SWEEP:  # is replaced; without it, the same command without --overwrite would not go on
+                (self.path / name).unlink(missing_ok=True)
+
+    def _clear_model(self, name: str) -> None:
+        """Removes what the folder of a model holds of it."""
+        folder = self.path / MODELS / name
+        for file in (OUTCOME, SWEPT):
+            (folder / file).unlink(missing_ok=True)
+        run = Workdir(TrainConfig(workdir=folder))
+        for step in run.checkpoint_steps():
+            run.checkpoint(step).unlink()
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def key(recipe: Recipe) -> str:
