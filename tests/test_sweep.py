@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import importlib
 import json
+import os
+import signal
 import sys
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from vae_jax import InputError, Recipe, SweepOptions, TrainConfig, fit, sweep
 from vae_jax.runs.checkpoint import Checkpoints
+from vae_jax.system.signals import Interrupted
 
 module = importlib.import_module("vae_jax.sweep")  # the package has the function under this name
 
@@ -69,41 +73,63 @@ def test_stacked_models_differ_by_rounding(options, single, few_images_file):
     np.testing.assert_allclose([m.test_loss for m in histories[1]], [m.test_loss for m in history], rtol=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [None, 4])
-def test_a_killed_sweep_ends_as_an_undisturbed_one(at_once, tmp_path, few_images_file, monkeypatch):
-    whole, killed = (
+def die():
+    raise Died
+
+
+def fill_the_disk():
+    raise OSError(errno.ENOSPC, "No space left on device", "8.safetensors")
+
+
+ENDS = {
+    "killed": (die, Died),
+    "stopped": (lambda: os.kill(os.getpid(), signal.SIGTERM), Interrupted),
+    "disk is full": (fill_the_disk, OSError),
+}
+
+
+@pytest.mark.parametrize(("how", "at_once"), [*((how, None) for how in ENDS), ("killed", 4), ("stopped", 4)])
+def test_a_disturbed_sweep_ends_as_an_undisturbed_one(how, at_once, tmp_path, few_images_file, monkeypatch):
+    whole, disturbed = (
         SweepOptions(workdir=tmp_path / name, epochs=2, at_once=at_once, checkpoint_every=1e-9) for name in "ab"
     )
     sweep(recipes(few_images_file), whole)
+    end, raised = ENDS[how]
     save, count = Checkpoints.save, 0
 
-    def save_and_die(checkpoints, progress):
+    def save_and_end(checkpoints, progress):
         nonlocal count
         save(checkpoints, progress)
         count += 1
         if count == 3:
-            raise Died
+            end()
 
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    with pytest.raises(Died):
-        sweep(recipes(few_images_file), killed)
-    sweep(recipes(few_images_file), killed)
-    assert rows(killed.workdir) == rows(whole.workdir)
+    monkeypatch.setattr(Checkpoints, "save", save_and_end)
+    with pytest.raises(raised):
+        sweep(recipes(few_images_file), disturbed)
+    sweep(recipes(few_images_file), disturbed)
+    assert rows(disturbed.workdir) == rows(whole.workdir)
+
+
+def test_two_sweeps_in_one_folder(options, few_images_file):
+    with module.SweepFolder(options, "few.npz").lock(), pytest.raises(InputError, match="another process"):
+        sweep(recipes(few_images_file), options)
 
 
 @pytest.mark.parametrize("at_once", [None, 3])
 def test_a_diverging_model_disturbs_no_other(at_once, tmp_path, few_images_file):
     good = recipes(few_images_file, seed=[0, 1], beta=[1])
     bad = dataclasses.replace(good[0], learning_rate=1e30)
-    found = []
-    for name, models in (("a", [good[0], bad, good[1]]), ("b", [good[0], dataclasses.replace(bad, seed=2), good[1]])):
-        options = SweepOptions(workdir=tmp_path / name, epochs=2, at_once=at_once)
-        with pytest.raises(InputError, match="has diverged"):
-            sweep(models, options)
-        found.append([row for row in rows(tmp_path / name) if row["status"] == "finished"])
-        assert len(found[-1]) == 2 and sum("diverged" in row["status"] for row in rows(tmp_path / name)) == 1
-    losses = [[row["test_loss"] for row in part] for part in found]
-    assert losses[0] == losses[1]
+    # Stacks are compared with stacks of as many models.
+    other = [dataclasses.replace(good[0], seed=2)] if at_once else []
+    with pytest.raises(InputError, match="has diverged"):
+        sweep([good[0], bad, good[1]], SweepOptions(workdir=tmp_path / "a", epochs=2, at_once=at_once))
+    sweep([good[0], *other, good[1]], SweepOptions(workdir=tmp_path / "b", epochs=2, at_once=at_once))
+    assert [row["status"].partition(":")[0] for row in rows(tmp_path / "a")] == ["finished", "diverged", "finished"]
+    assert "NaN" not in (tmp_path / "a/metrics.jsonl").read_text()
+    for seed in (0, 1):
+        (model,) = (tmp_path / "a/models").glob(f"*learning-rate=0.001_seed={seed}")
+        assert (model / "vae.pth").read_bytes() == (tmp_path / f"b/models/seed={seed}/vae.pth").read_bytes()
 
 
 def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monkeypatch):

@@ -337,7 +337,8 @@ class Work:
 
     def _give_up(self, model: Model, reason: str) -> None:
         """Records a model that has diverged."""
-        outcome = Outcome(model.history, diverged=reason.partition(";")[0])
+        history = [metrics for metrics in model.history if math.isfinite(metrics.train_loss + metrics.test_loss)]
+        outcome = Outcome(history, diverged=reason.partition(";")[0])
         with self._lock:
             self._folder.end(model, outcome)
             self._folder.write_results()

@@ -297,7 +297,7 @@ def _unused_name(recipe: Recipe, names: Sequence[str], taken: dict[str, Recipe])
     """A name for the folder of a model, such as beta=0.5_seed=3."""
     options = to_json(recipe)
     text = "_".join(f"{option_name(name)}={short(options[name])}" for name in names) or "model"
-    text = re.sub(r"[^\w.=+-]+", "-", text)[:NAME_LENGTH]
+    text = re.sub(r"[^\w.=+-]+", "-", text, flags=re.ASCII)[:NAME_LENGTH]
     return next(
         name for number in range(len(taken) + 1) if (name := text + f"_{number + 1}" * (number > 0)) not in taken
     )
