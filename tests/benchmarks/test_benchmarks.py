@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import epoch, evaluate, faults, fidelity, floor, machines, plots, report, scale, start
+from benchmarks import cells, epoch, evaluate, faults, fidelity, floor, machines, plots, report, scale, start, sweep
 from benchmarks.jax_contenders import tiled
 from benchmarks.turns import Measured, Runner, Setting, resolve, take_turns
 
@@ -201,12 +201,13 @@ def instant(monkeypatch):
         ]
 
     monkeypatch.setattr(machines, "measure", measure)
-    for module in (epoch, evaluate):
+    for module in (epoch, evaluate, sweep, cells):
         monkeypatch.setattr(module, "take_turns", take_turns)
     for module in (report, scale, start, fidelity):
         monkeypatch.setattr(module, "isolated", isolated)
     monkeypatch.setattr(fidelity, "isolated_together", isolated_together)
     monkeypatch.setattr(start, "command", run)
+    monkeypatch.setattr(sweep, "together", lambda epochs, *commands: 9.0 * epochs * len(commands))
 
 
 @pytest.mark.usefixtures("instant")
