@@ -480,17 +480,12 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         where = f"--config {file}, line {number}"
-        try:
-            options = json.loads(line)
-        except (ValueError, RecursionError):
-            options = None
-        if not isinstance(options, dict):
-            raise InputError(f'{where}: expected the options of a model as JSON, such as {{"beta": 4, "seed": 1}}')
-        options = {name.replace("-", "_"): value for name, value in options.items()}
+        options = {name.replace("-", "_"): value for name, value in json_object(f"{where}:", line).items()}
         for name, value in options.items():
             if name not in hints:
                 raise InputError(f"{where}: {name!r:.50} is no option of a model; expected {', '.join(hints)}")
-            if _alternatives(hints[name])[0] in (str, Path) and not isinstance(value, str | None):
+            text = _alternatives(hints[name])[0] in (str, Path) and name != "model_options"
+            if text and not isinstance(value, str | None):
                 raise InputError(f"{where}: --{option_name(name)} {value!r:.50}: expected text")
         try:
             Recipe(**options).check()

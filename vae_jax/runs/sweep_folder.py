@@ -283,8 +283,10 @@ def varied(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def short(value: Any) -> str:
-    """A value of an option, in few characters: 4 for 4.0."""
-    return str(value).removesuffix(".0")
+    """A value of an option, in few characters: 4 for 4.0, and a dash for none."""
+    if isinstance(value, list):
+        return " ".join(map(short, value)) or "-"
+    return "-" if value is None else str(value).removesuffix(".0")
 
 
 def describe(recipe: Recipe, names: Sequence[str]) -> str:
