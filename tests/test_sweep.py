@@ -88,7 +88,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize(("how", "at_once"), [*((how, None) for how in ENDS), ("killed", 4), ("stopped", 4)])
+@pytest.mark.parametrize(("how", "at_once"), [*((how, None) for how in ENDS), ("killed", 4)])
 def test_a_disturbed_sweep_ends_as_an_undisturbed_one(how, at_once, tmp_path, few_images_file, monkeypatch):
     whole, disturbed = (
         SweepOptions(workdir=tmp_path / name, epochs=2, at_once=at_once, checkpoint_every=1e-9) for name in "ab"
