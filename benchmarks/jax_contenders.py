@@ -1,5 +1,6 @@
 """Training epochs in JAX. Each function prepares a `Runner`, whose run is an epoch or a part of it."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState as FlaxTrainState
 
+from benchmarks.published import PublishedConfig, burda2015
 from benchmarks.turns import Runner, Setting
 from vae_jax import TrainConfig, create_state, load, shuffled_batches, train_epoch
 from vae_jax.runs.feed import chunk_steps, step_flops
@@ -61,18 +63,8 @@ def ours(setting: Setting) -> Runner:
 
 def iwae(setting: Setting) -> Runner:
     """An epoch of a model of Burda et al. 2015, as `python -m benchmarks published` trains it."""
-    config = TrainConfig(
-        binarize="dynamic",
-        batch_size=setting.batch_size,
-        learning_rate_schedule="burda2015",
-        adam_eps=1e-4,
-        hidden_dims=(200, 200),
-        latent_dim=50,
-        activation="tanh",
-        initialization="glorot",
-        objective="iwae",
-        training_samples=setting.samples,
-    )
+    config = burda2015(PublishedConfig("burda2015"), "iwae-1", seed=0).config
+    config = dataclasses.replace(config, batch_size=setting.batch_size, training_samples=setting.samples)
     train_images = tiled(setting.images)
     state, epoch = create_state(config, images=setting.images), 0
 

@@ -6,7 +6,6 @@ The devices of a CPU share its cores, so the best that several of them can do is
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.report import Check, Report, at_least
-from benchmarks.turns import REST_S, Measured, Worker, resolve
+from benchmarks.turns import REST_S, Measured, Worker, resolve, say
 
 if TYPE_CHECKING:
     from vae_jax import Dataset
@@ -124,7 +123,7 @@ def measure(contenders: list[Contender], images: int, batches: tuple[int, ...], 
     """A row for each batch size and contender."""
     groups = []
     for contender in contenders:
-        _say(f"  {contender.name}, {contender.processes} processes, {contender.devices} devices: preparing")
+        say(f"  {contender.name}, {contender.processes} processes, {contender.devices} devices: preparing")
         groups.append(Group(contender, images, batches))
     rows = []
     for size in batches:
@@ -135,7 +134,7 @@ def measure(contenders: list[Contender], images: int, batches: tuple[int, ...], 
                 taken = group.run(size)
                 if taken is not None:
                     found.append(taken)
-            _say(f"  batches of {size}: round {number + 1}/{rounds}")
+            say(f"  batches of {size}: round {number + 1}/{rounds}")
         rows += [_row(group, size, images, found) for group, found in zip(groups, seconds, strict=True)]
     for group in groups:
         group.stop()
@@ -340,7 +339,3 @@ def _in_parallel(contender: Contender, number: int, task: Task) -> tuple[Any, An
     )
     torch.manual_seed(0)
     return DistributedDataParallel(VAE()), pixels(Setting(task.images))[number :: contender.processes]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

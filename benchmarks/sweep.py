@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.report import Check, Report, at_least, at_most
-from benchmarks.turns import Measured, Setting, take_turns
+from benchmarks.turns import Measured, Setting, say, take_turns
 
 EPOCHS = 10
 # Models of a sweep, all of the default size; the checks are about the last.
@@ -51,7 +51,7 @@ def time_commands(counts: tuple[int, ...], epochs: int, rounds: int, peer_rounds
 
     def note(name: str, models: int, *commands: list[str]) -> None:
         seconds.setdefault((name, models), []).append(together(epochs, *commands))
-        _say(f"  {name}, {models} models: {seconds[name, models][-1]:.1f} s")
+        say(f"  {name}, {models} models: {seconds[name, models][-1]:.1f} s")
 
     for number in range(rounds):
         note(ONE_BY_ONE, 1, ["vae_jax.train", "--workdir=run"])
@@ -126,7 +126,3 @@ def checks(commands: list[dict], stacked: list[dict], count: int, gpu: bool) -> 
             seconds.get(GPU_CHECKED), seconds.get(1), 2,
         ),
     ]  # fmt: skip
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

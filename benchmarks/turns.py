@@ -70,7 +70,7 @@ def take_turns(contenders: Mapping[str, str], setting: Setting, rounds: int) -> 
     found = {}
     # They prepare in turn too: compilation takes all cores, and so would the imports of all at once.
     for name, worker in workers.items():
-        _say(f"  {name}: preparing")
+        say(f"  {name}: preparing")
         worker.start()
         found[name] = worker.receive()
         if isinstance(found[name], Measured):
@@ -87,7 +87,7 @@ def take_turns(contenders: Mapping[str, str], setting: Setting, rounds: int) -> 
             seconds, returned = answer
             found[name].seconds.append(seconds)
             found[name].returned.append(returned)
-            _say(f"  {name}: round {number + 1}/{rounds}, {seconds:.3f} s")
+            say(f"  {name}: round {number + 1}/{rounds}, {seconds:.3f} s")
     for worker in workers.values():
         worker.stop()
     return list(found.values())
@@ -213,5 +213,6 @@ def resolve(place: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tells how far a benchmark is; the results go to standard output."""
     print(line, file=sys.stderr, flush=True)

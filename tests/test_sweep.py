@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from vae_jax import InputError, Recipe, SweepOptions, TrainConfig, fit, sweep
+from vae_jax.config import ExportConfig
 from vae_jax.runs.checkpoint import Checkpoints
 from vae_jax.system.signals import Interrupted
 
+export = importlib.import_module("vae_jax.export")
 module = importlib.import_module("vae_jax.sweep")  # the package has the function under this name
 
 
@@ -147,6 +149,18 @@ def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monk
         sweep(recipes(few_images_file, hidden_dim=9), options)
     with pytest.raises(InputError, match="--epochs was 2, now is 3"):
         sweep(recipes(few_images_file), dataclasses.replace(options, epochs=3))
+
+
+def test_files_of_the_user_and_of_the_models_stay(options, few_images_file):
+    one = recipes(few_images_file, seed=[0], beta=[1])
+    sweep(one, options)
+    own = options.workdir / "models/model/checkpoints/notes.txt"
+    own.write_text("mine")
+    sweep(one, dataclasses.replace(options, overwrite=True))
+    assert own.read_text() == "mine"
+    model = options.workdir / "models/model"
+    with pytest.raises(InputError, match="is a file of the run itself"):
+        export.export(ExportConfig(model=model, out=model / "vae.pth"))
 
 
 def test_an_overwritten_sweep_takes_nothing_from_a_damaged_one(options, few_images_file):

@@ -6,7 +6,6 @@ The modules that need jax are imported by the functions, so that `--help` and wr
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import queue
 import threading
@@ -23,7 +22,7 @@ from vae_jax.config import GIVEN, NOT_SWEPT, Recipe, SweepConfig, SweepOptions, 
 from vae_jax.data.dataset import Dataset, checked, load
 from vae_jax.runs.summary import table
 from vae_jax.runs.sweep_folder import BEST, Model, Outcome, SweepFolder, describe, key, values, varied
-from vae_jax.runs.workdir import EVENTS, SWEPT
+from vae_jax.runs.workdir import EVENTS, SWEPT, require_tensorboard
 from vae_jax.system import command_line, signals
 from vae_jax.system.console import STDERR, quiet, say, tolerate_closed_output
 from vae_jax.system.errors import InputError, NonFiniteLossError
@@ -150,8 +149,7 @@ def check(recipes: Sequence[Recipe], options: SweepOptions, folder: SweepFolder)
             raise InputError(f"two models are the same: {which}; give each value once")
         seen.add(key(recipe))
         folder.config(recipe, folder.path).check()
-    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")
+    require_tensorboard(options)
     folder.check(recipes)
 
 
@@ -337,8 +335,7 @@ class Work:
 
     def _give_up(self, model: Model, reason: str) -> None:
         """Records a model that has diverged."""
-        history = [metrics for metrics in model.history if math.isfinite(metrics.train_loss + metrics.test_loss)]
-        outcome = Outcome(history, diverged=reason.partition(";")[0])
+        outcome = Outcome(model.history, diverged=reason.partition(";")[0])
         with self._lock:
             self._folder.end(model, outcome)
             self._folder.write_results()

@@ -5,13 +5,15 @@ import importlib.metadata
 import json
 import math
 
+import numpy as np
 import pytest
 
-from vae_jax import NonFiniteLossError, TrainConfig
+from vae_jax import NonFiniteLossError, TrainConfig, fit
 from vae_jax.config import to_json
-from vae_jax.runs.logs import Logs, describe_losses, epoch_line
-from vae_jax.runs.metrics import EpochMetrics
-from vae_jax.runs.workdir import Workdir
+from vae_jax.core.objective import Losses
+from vae_jax.runs.feed import Feed
+from vae_jax.runs.logs import describe_losses, epoch_line
+from vae_jax.runs.metrics import EpochMetrics, require_finite
 from vae_jax.train import describe
 
 
@@ -63,14 +65,20 @@ def test_the_line_shows_the_kld_itself_whatever_beta_is(beta):
 
 
 @pytest.mark.parametrize("part", ["train_loss", "test_loss"])
-def test_a_loss_that_is_not_finite(part, tmp_path, options, few_images, capsys):
-    # The last step of an epoch can diverge when its own loss, which is taken before it, was still finite.
-    config = options(tmp_path)
+def test_a_loss_that_is_not_finite(part):
     bad = dataclasses.replace(metrics(1.0), **{part: math.nan})
-    workdir = Workdir(config)
-    with workdir.lock(), pytest.raises(NonFiniteLossError, match=r"^epoch 10, after its last step: "):
-        Logs(config, workdir, few_images, 0, "cpu", []).add(bad)
-    assert (config.workdir / "metrics.jsonl").read_text() == capsys.readouterr().out == ""
+    with pytest.raises(NonFiniteLossError, match=r"^epoch 10, after its last step: "):
+        require_finite(bad)
+
+
+def test_an_epoch_without_a_finite_loss_leaves_no_line(tmp_path, options, few_images, monkeypatch, capsys):
+    config = options(tmp_path)
+    losses = Losses(*[np.full(3, math.nan, np.float32)] * 3)
+    monkeypatch.setattr(Feed, "evaluate", lambda *_: losses)
+    with pytest.raises(NonFiniteLossError, match=r"^epoch 1, after its last step: "):
+        fit(config, few_images)
+    assert (config.workdir / "metrics.jsonl").read_text() == ""
+    assert "epoch" not in capsys.readouterr().out
 
 
 def test_the_line_of_another_objective_gives_its_parts_without_a_sum():

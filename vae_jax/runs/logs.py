@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,6 @@ from vae_jax.data.dataset import Dataset, Pixels
 from vae_jax.runs.metrics import EpochMetrics, best_epoch, out_of_patience
 from vae_jax.runs.workdir import CONFIG, EVENTS, METRICS, Workdir
 from vae_jax.system.console import say
-from vae_jax.system.errors import NonFiniteLossError
 from vae_jax.system.files import replacing
 from vae_jax.system.signals import defer_signals
 
@@ -78,16 +76,7 @@ class Logs:
             self._events = Events(workdir.path / EVENTS, config, pixels, len(self._history) + 1)
 
     def add(self, metrics: EpochMetrics) -> None:
-        """Appends an epoch to metrics.jsonl and prints its line.
-
-        Raises:
-          NonFiniteLossError: A loss is not finite; nothing is written.
-        """
-        if not math.isfinite(metrics.train_loss + metrics.test_loss):
-            raise NonFiniteLossError(
-                f"epoch {metrics.epoch}, after its last step: the training loss is {metrics.train_loss},"
-                f" the test loss {metrics.test_loss}; nothing exported; try a lower --learning-rate or --beta"
-            )
+        """Appends an epoch to metrics.jsonl and prints its line."""
         self._history.append(metrics)
         self._write_metrics()
         if self._events:

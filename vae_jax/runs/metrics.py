@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from vae_jax.data.dataset import Pixels
+from vae_jax.system.errors import NonFiniteLossError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,19 @@ class EpochMetrics:
     test_kld: float
     seconds: float  # of training, without evaluation and compilation
     pixels: Pixels  # what the cross entropy is taken of: losses on grey and on binary pixels cannot be compared
+
+
+def require_finite(metrics: EpochMetrics) -> None:
+    """Checks the losses of an epoch: the last step can diverge when its own loss, taken before it, was still finite.
+
+    Raises:
+      NonFiniteLossError: One is not finite.
+    """
+    if not math.isfinite(metrics.train_loss + metrics.test_loss):
+        raise NonFiniteLossError(
+            f"epoch {metrics.epoch}, after its last step: the training loss is {metrics.train_loss}, the test loss"
+            f" {metrics.test_loss}; nothing exported; try a lower --learning-rate or --beta"
+        )
 
 
 def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:

@@ -23,7 +23,7 @@ from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
 from vae_jax.core.model import VAE, Params
 from vae_jax.runs.feed import Chunk, Feed
-from vae_jax.runs.metrics import EpochMetrics, average, how_far, out_of_patience
+from vae_jax.runs.metrics import EpochMetrics, average, how_far, out_of_patience, require_finite
 from vae_jax.runs.trained import require_float32
 from vae_jax.system.console import say
 from vae_jax.system.errors import InputError, NonFiniteLossError
@@ -117,7 +117,11 @@ class Progress:
         self.kld += kld.tolist()
 
     def end_epoch(self, feed: Feed, beta: float, tested: steps.Losses | None = None) -> EpochMetrics:
-        """Measures the test set, unless its losses are known, and closes the current epoch."""
+        """Measures the test set, unless its losses are known, and closes the current epoch.
+
+        Raises:
+          NonFiniteLossError: A loss is not finite; the epoch is not closed.
+        """
         self.settle()
         tested = feed.evaluate(self.state) if tested is None else tested
         _, test_bce, test_kld = (np.asarray(part).tolist() for part in tested)
@@ -131,6 +135,7 @@ class Progress:
             self.seconds,
             feed.pixels,
         )
+        require_finite(metrics)
         self.history.append(metrics)
         self.loss, self.bce, self.kld, self.seconds = [], [], [], 0.0
         return metrics

@@ -21,7 +21,7 @@ from vae_jax.runs.checkpoint import Checkpoints
 from vae_jax.runs.feed import Feed, chunk_steps, rest, step_cost
 from vae_jax.runs.progress import Progress
 from vae_jax.runs.sweep_folder import Model
-from vae_jax.runs.trainer import Trainer, require_finite
+from vae_jax.runs.trainer import Trainer
 from vae_jax.system.errors import NonFiniteLossError
 
 
@@ -160,7 +160,7 @@ def train_stack(
 
         def end_epoch(lane: Lane, tested: Losses = tested) -> None:
             found = Losses(*(part[lane.number] for part in tested))
-            require_finite(lane.progress.end_epoch(lane.feed, lane.model.config.beta, found))
+            lane.progress.end_epoch(lane.feed, lane.model.config.beta, found)
 
         each(end_epoch)
         if lanes:

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -259,10 +258,7 @@ class SweepFolder:
         folder = self.path / MODELS / name
         for file in (OUTCOME, SWEPT):
             (folder / file).unlink(missing_ok=True)
-        run = Workdir(TrainConfig(workdir=folder))
-        for step in run.checkpoint_steps():
-            run.checkpoint(step).unlink()
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        Workdir(TrainConfig(workdir=folder)).clear()
 
 
 def key(recipe: Recipe) -> str:

@@ -19,11 +19,9 @@ from vae_jax.core.modules import module_of
 from vae_jax.data.dataset import Dataset
 from vae_jax.runs.checkpoint import Checkpoints
 from vae_jax.runs.feed import Feed
-from vae_jax.runs.metrics import EpochMetrics
 from vae_jax.runs.progress import Progress, initial_progress, read_init
 from vae_jax.runs.sweep_folder import Model
 from vae_jax.runs.workdir import Workdir
-from vae_jax.system.errors import NonFiniteLossError
 
 if TYPE_CHECKING:
     from torch_ref.optimizer import Checkpoint as TorchCheckpoint
@@ -119,7 +117,7 @@ class Trainer:
                     checkpoints.save(progress)
                     self.raise_if_halted()
                 progress.advance(feed, chunk)
-            require_finite(progress.end_epoch(feed, config.beta))
+            progress.end_epoch(feed, config.beta)
             self.tell(model, progress, feed)
             self.on_epoch()
             if self.halt.is_set() or checkpoints.due_after_epoch(progress):
@@ -134,16 +132,3 @@ class Trainer:
     def raise_if_halted(self) -> None:
         if self.halt.is_set():
             raise HaltedError
-
-
-def require_finite(metrics: EpochMetrics) -> None:
-    """Checks the averages of an epoch.
-
-    Raises:
-      NonFiniteLossError: A loss is not finite.
-    """
-    if not math.isfinite(metrics.train_loss + metrics.test_loss):
-        raise NonFiniteLossError(
-            f"epoch {metrics.epoch}, after its last step: the training loss is {metrics.train_loss}, the test loss"
-            f" {metrics.test_loss}"
-        )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_ref.convert import require_weights_file
-from vae_jax.config import SharedRecipe, TrainConfig, option_name, to_json
+from vae_jax.config import SharedRecipe, SweepOptions, TrainConfig, option_name, to_json
 from vae_jax.system.errors import InputError
 from vae_jax.system.files import require_writable, sweep
 
@@ -55,8 +55,7 @@ class Workdir:
           InputError: A path cannot be written, or the folder holds another run.
         """
         config = self._config
-        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise InputError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")
+        require_tensorboard(config)
         inputs = [Path(config.data), *([config.init] if config.init else [])]
         require_writable("--export", config.export, *inputs)
         require_weights_file("--export", config.export)
@@ -208,6 +207,16 @@ class Workdir:
         return [sums.parent for sums in (self.path / CHECKPOINTS).glob("[0-9]*/SHA256SUMS")]
 
 
+def require_tensorboard(options: TrainConfig | SweepOptions) -> None:
+    """Checks that TensorBoard events can be written, if they are asked for.
+
+    Raises:
+      InputError: They cannot.
+    """
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")
+
+
 def model_file(workdir: Path) -> Path:
     """The weights of a run that has finished, or of a model of a sweep."""
     return workdir / (SWEPT if (workdir / OUTCOME).is_file() else MODEL)
@@ -216,7 +225,8 @@ def model_file(workdir: Path) -> Path:
 def uses(workdir: Path, path: Path) -> bool:
     """Whether a path is that of a file that a run in this folder keeps, or would keep."""
     path, workdir = path.resolve(), workdir.resolve()
-    return bool({path, *path.parents} & {workdir / name for name in (*FILES, EVENTS, CHECKPOINTS, LOCK)})
+    swept = (SWEPT, OUTCOME) if (workdir / OUTCOME).is_file() else ()
+    return bool({path, *path.parents} & {workdir / name for name in (*FILES, *swept, EVENTS, CHECKPOINTS, LOCK)})
 
 
 def require_writable_beside(option: str, path: Path, model: Path, *inputs: Path) -> None:
