@@ -473,7 +473,9 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     try:
         lines = file.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"--config {file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise InputError(
+            f"--config {file}: cannot be read ({getattr(error, 'strerror', None) or error}); name a file of JSON lines"
+        ) from None
     hints = get_type_hints(Recipe)
     found = []
     for number, line in enumerate(lines, 1):
