@@ -81,7 +81,7 @@ def read(path: Path | str) -> dict[Any, Any]:
     """Reads the dict in a file of either kind, in a few times as much memory as the file is long.
 
     Returns:
-      The entries: dense tensors, numbers, texts, dicts and lists of these.
+      The entries: dense tensors, numbers, texts, dicts and lists of these; and empty objects for all else.
 
     Raises:
       WeightsError: It is no regular file, is too long, holds no dict, or holds something else than such entries.
@@ -106,7 +106,7 @@ def read(path: Path | str) -> dict[Any, Any]:
             raise WeightsError(f"is {what}")
     entries = _read_safetensors(path) if start[8:9] == b"{" else pickles.read(path)
     if not isinstance(entries, dict):
-        raise WeightsError(f"holds {type(entries).__name__}; expected a state dict")
+        raise WeightsError(f"holds {type(entries).__name__}; expected what model.state_dict() returns")
     return entries
 
 

@@ -52,7 +52,8 @@ GLOBALS = [
     "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter", "torch._utils _rebuild_sparse_tensor",
     "torch._utils _rebuild_nested_tensor", "torch._utils _rebuild_wrapper_subclass",
     "torch._utils _rebuild_meta_tensor_no_storage", "torch._tensor _rebuild_from_type_v2", "collections OrderedDict",
-    "collections Counter", "numpy.core.multiarray _reconstruct", "_codecs encode", "a\x1bb c", " ",
+    "collections Counter", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray scalar", "numpy dtype",
+    "_codecs encode", "argparse Namespace", "pathlib PosixPath", "a\x1bb c", " ",
 ]  # fmt: skip
 HOSTILE_NUMBERS = [*NUMBERS, -1, -(2**31), 2**40, 10**12, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 2**1000]
 
@@ -218,6 +219,7 @@ def spoil(tree: dict[Any, Any], rng: np.random.Generator, canary: Path) -> dict[
         case _:
             values = [0, -1, 2**40, 0.5, float("nan"), float("inf"), True, None, "x", [], {}, (0.9, 0.99), 1e-8, 2**70]
             values += [Evil(canary), os.system, [Evil(canary)], set(), 1j, np.float64(1), range(3)]
+            values += [argparse.Namespace(lr=1), Path(), np.ones(2), np.str_("x"), VAE(1, 1, 1), torch.optim.Adam]
             tree[key] = values[rng.integers(len(values))]
     return tree
 
