@@ -135,8 +135,13 @@ def require_weights_file(option: str, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{option} {path}: expected a name that ends in {', '.join(SUFFIXES)}; rename it")
     if path.is_file() and path.stat().st_size:
-        with path.open("rb") as file:
-            start = file.read(9)
+        try:
+            with path.open("rb") as file:
+                start = file.read(9)
+        except OSError as error:
+            raise InputError(
+                f"{option} {path}: cannot be read ({error.strerror}); name another file to write"
+            ) from None
         if not (start.startswith((b"PK\3\4", b"\x80\2")) or start[8:] == b"{"):
             raise InputError(f"{option} {path}: is there already and is not a weights file; name another file to write")
 

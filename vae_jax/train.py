@@ -106,6 +106,8 @@ def fit(
         else:
             if progress.history or progress.bce:
                 say(f"{workdir}: goes on after {progress}")
+            if workdir.export_is_of_another_run():
+                say(f"{config.export}: will be replaced when training ends; to keep it, name another file (--export)")
             workdir.unmark_finished()
             feed.compile_ahead(progress.state, skip=len(progress.bce))
         with signals.defer_signals():  # while the programs compile

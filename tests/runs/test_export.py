@@ -24,6 +24,20 @@ def test_what_is_printed_loads_the_file(finished, tmp_path, command):
         assert torch.equal(tensor, models[1][key])
 
 
+def test_a_file_that_will_be_replaced_is_said_at_once(finished, tmp_path, command):
+    line = f"{finished.export}: will be replaced when training ends; to keep it, name another file (--export)"
+    for changes, said in (
+        ({"epochs": finished.epochs + 1}, False),  # its own
+        ({"workdir": tmp_path / "another"}, True),
+        ({"workdir": tmp_path / "another", "overwrite": True}, True),
+        ({"workdir": tmp_path / "a third", "export": tmp_path / "third.pth"}, False),
+    ):
+        code, output, _ = command(dataclasses.replace(finished, **changes))
+        assert code == 0
+        assert (line in output.splitlines()) == said
+        assert not said or output.index(line) < output.index("epoch 1")
+
+
 @pytest.mark.parametrize("name", ["vae.pth", "vae.safetensors"])
 def test_the_export_of_another_run_is_left_alone(name, finished, tmp_path, command):
     config = dataclasses.replace(finished, export=tmp_path / name)

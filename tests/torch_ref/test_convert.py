@@ -1,8 +1,10 @@
 """Weights files: written whole, read back bit for bit, and the command that rewrites them."""
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,17 @@ def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "torch_ref.convert", *map(str, arguments)], capture_output=True, text=True
     )
+
+
+def test_a_file_to_replace_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "vae.pth").write_bytes(b"PK")
+
+    def refuse(path, _mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"--export .*vae.pth: cannot be read \(Permission denied\); name another"):
+        convert.require_weights_file("--export", tmp_path / "vae.pth")
 
 
 def test_command(tmp_path, state_dict):

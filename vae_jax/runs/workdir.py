@@ -174,6 +174,11 @@ class Workdir:
         """Whether the run will start with its first step; without the lock, another process may still change that."""
         return self._config.overwrite or not self.checkpoint_steps()
 
+    def export_is_of_another_run(self) -> bool:
+        """Whether the file that the run exports to exists, and is not a copy of its model.pth."""
+        model, export = self.path / MODEL, self._config.export
+        return export.exists() and not (model.exists() and model.read_bytes() == export.read_bytes())
+
     def unmark_finished(self) -> None:
         """Removes model.pth, which marks a run as finished and exported."""
         if self.writes:
