@@ -155,6 +155,14 @@ def sound_image(rng: np.random.Generator, mode: str) -> tuple[bytes, str]:
     return file.getvalue(), suffix
 
 
+def write_npy(folder: Path, rng: np.random.Generator) -> Path:
+    content = next(
+        content for name, content in sound_arrays(rng).items() if "train_images" in name or "x_train" in name
+    )
+    (folder / "set.npy").write_bytes(damaged(content, rng))
+    return folder / "set.npy"
+
+
 def write_images(folder: Path, rng: np.random.Generator) -> Path:
     """A flat folder, or one with classes."""
     mode = str(rng.choice(["L", "L", "RGB", "RGBA", "CMYK", "P", "1"]))
@@ -229,6 +237,7 @@ def write_parquet(folder: Path, rng: np.random.Generator) -> Path:
 WRITERS = {
     "idx": write_idx,
     "npz": write_npz,
+    "npy": write_npy,
     "images": write_images,
     "mat": write_mat,
     "csv": write_csv,
