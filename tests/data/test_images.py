@@ -1,6 +1,7 @@
 """Folders of image files: every layout and kind of pixels that people have; and the form of images."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -345,29 +346,46 @@ def test_too_many_images_are_refused_before_they_are_decoded(tmp_path):
         load(tmp_path, max_gb=0.002, image_size=(1000, 1000))
 
 
-def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True)
+# Runs commands in one process, as its argument lists them; prints the exit code, standard output and error of each.
+COMMANDS = """
+import contextlib, io, json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv, code, output, error = words, 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+        try:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, output.getvalue(), error.getvalue()]))
+"""
 
 
 def test_a_model_of_a_folder_of_images(tmp_path, mnist):
     """Trained, continued, measured and drawn; the other commands know the form from the run."""
     for number, image in enumerate(mnist.train_images[:40]):
         save(tmp_path / f"set/{number % 2}/{number}.png", Image.fromarray(image).convert("RGB"))
-    small = ["--data", "set", "--image-size", "9", "8", "--grey"]
-    train = ["vae_jax.train", *small, "--hidden-dim", "8", "--workdir", "run", "--export", "vae.pth"]
-    result = run(*train, "--epochs", "1", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "set: 35 training, 5 test images, 9 x 8;" in result.stdout
-    assert run(*train, "--epochs", "2", cwd=tmp_path).returncode == 0
-    result = run("vae_jax.evaluate", "run", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "") and "5 test images of set" in result.stdout
-    assert run("vae_jax.generate", "reconstruct", "run", "--out", "a.png", cwd=tmp_path).returncode == 0
-    result = run("vae_jax.evaluate", "run", "--image-size", "9", "9", cwd=tmp_path)
-    assert result.returncode == 2 and "takes images of 72 pixels, but those of --data set have 81" in result.stderr
-    result = run(*train[:-8], "--grey", "--image-size", "8", "9", *train[-6:], "--epochs", "3", cwd=tmp_path)
-    assert result.returncode == 2 and "holds other images than those of the run in run" in result.stderr
-    result = run("torch_ref.train", *small, "--hidden-dim", "8", "--epochs", "1", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "") and "saved vae-torch.pth" in result.stdout
+    small = ["--data", "set", "--grey", "--hidden-dim", "8", "--image-size"]
+    train = ["vae_jax.train", "--workdir", "run", "--export", "vae.pth", *small]
+    commands = [
+        [*train, "9", "8", "--epochs", "1"],
+        [*train, "9", "8", "--epochs", "2"],
+        ["vae_jax.evaluate", "run"],
+        ["vae_jax.generate", "reconstruct", "run", "--out", "a.png"],
+        ["torch_ref.train", *small, "9", "8", "--epochs", "1"],
+        ["vae_jax.evaluate", "run", "--image-size", "9", "9"],
+        [*train, "8", "9", "--epochs", "3"],
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    codes, outputs, errors = zip(*map(json.loads, result.stdout.splitlines()), strict=True)
+    assert (codes, errors[:5]) == ((0, 0, 0, 0, 0, 2, 2), ("",) * 5)
+    assert "set: 35 training, 5 test images, 9 x 8;" in outputs[0]
+    assert "run: goes on after epoch 1" in outputs[1]
+    assert "5 test images of set" in outputs[2]
+    assert "saved vae-torch.pth" in outputs[4]
+    assert "takes images of 72 pixels, but those of --data set have 81" in errors[5]
+    assert "holds other images than those of the run in run" in errors[6]
 
 
 @pytest.mark.parametrize("value", [[9], [9, 0], [9.0, 8], "9 8", [9, True], [1, 5000]])
