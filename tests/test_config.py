@@ -148,7 +148,27 @@ def test_options_are_converted_to_their_types(monkeypatch):
     assert TrainConfig(workdir=Path("~nobody-of-that-name/run")).workdir == Path("~nobody-of-that-name/run")
 
 
-@pytest.mark.parametrize("changes", [{"seed": 1.0}, {"epochs": "3"}, {"beta": "x"}, {"epochs": True}, {"seed": None}])
+class OtherPath:
+    """A path that is not pathlib's."""
+
+    def __fspath__(self):
+        return "~/run"
+
+
+def test_other_paths_and_flags_are_converted(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = TrainConfig(workdir=OtherPath(), data=OtherPath(), overwrite=np.True_, grey=np.False_)  # pyright: ignore
+    assert (config.workdir, config.data) == (Path("/home/me/run"), "~/run")  # `load` takes ~ as the home folder
+    assert config.overwrite is True and config.grey is False
+    config.check()
+
+
+WRONG = [{"seed": 1.0}, {"epochs": "3"}, {"beta": "x"}, {"epochs": True}, {"seed": None}]
+WRONG += [{"overwrite": "no"}, {"grey": 0}, {"tensorboard": None}, {"workdir": None}, {"export": 3}, {"data": None}]
+WRONG += [{"data": 3}, {"init": 3}]
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=str)
 def test_wrong_types_are_refused(changes):
     (name,) = changes
     with pytest.raises(InputError, match=f"^--{name} .*: expected "):
