@@ -4,12 +4,13 @@ import dataclasses
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vae_jax import InputError, TrainConfig, fit
+from vae_jax import InputError, TrainConfig, config, fit
 from vae_jax.config import TorchTrainConfig
 from vae_jax.runs.workdir import Workdir
 from vae_jax.system import command_line
@@ -146,6 +147,26 @@ def test_options_are_converted_to_their_types(monkeypatch):
     assert [type(value) for value in (config.seed, config.beta, config.data)] == [int, float, str]
     config.check()
     assert TrainConfig(workdir=Path("~nobody-of-that-name/run")).workdir == Path("~nobody-of-that-name/run")
+
+
+COMMANDS = [
+    getattr(config, name)
+    for name in (
+        "TrainConfig", "SweepConfig", "EvaluateConfig", "EncodeConfig", "Sample", "Decode", "ExploreConfig",
+        "ExportConfig", "ConvertConfig", "ParityConfig", "TorchTrainConfig",
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_the_home_folder_in_every_path(command, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    hints = typing.get_type_hints(command)
+    fields = dataclasses.fields(command)
+    paths = [field.name for field in fields if hints[field.name] in (Path, Path | None)]
+    needed = {field.name: "x:X" for field in fields if field.default is dataclasses.MISSING}
+    options = command(**needed | dict.fromkeys(paths, "~/here"))
+    assert paths and {getattr(options, name) for name in paths} == {Path("/home/me/here")}
 
 
 class OtherPath:

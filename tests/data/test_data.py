@@ -408,6 +408,12 @@ def test_files_of_other_programs_are_passed_over(tmp_path):
     assert_small(load(path))
 
 
+def test_the_home_folder_in_the_name_of_a_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_npz(tmp_path / "set.npz")
+    assert_small(load("~/set.npz"))
+
+
 def test_an_npy_file_holds_the_images_alone(tmp_path):
     np.save(tmp_path / "set.npy", TRAIN)
     dataset = load(tmp_path / "set.npy")
