@@ -184,6 +184,17 @@ def test_other_paths_and_flags_are_converted(monkeypatch):
     config.check()
 
 
+def test_arrays_are_lists_of_numbers():
+    config = TrainConfig(hidden_dims=np.array([200, 100]), image_size=np.array([28, 28], np.uint8))  # pyright: ignore
+    assert (config.hidden_dims, config.image_size) == ((200, 100), (28, 28))
+    assert config == TrainConfig(hidden_dims=[200, 100], image_size=(28, 28))  # pyright: ignore
+    config.check()
+    with pytest.raises(InputError, match=r"^--image-size 28 28 3: expected 2 whole numbers"):
+        TrainConfig(image_size=np.array([28, 28, 3])).check()  # pyright: ignore
+    with pytest.raises(InputError, match=r"^--image-size .*: expected 2 whole numbers"):
+        TrainConfig(image_size=np.array([[28, 28]])).check()  # pyright: ignore
+
+
 WRONG = [{"seed": 1.0}, {"epochs": "3"}, {"beta": "x"}, {"epochs": True}, {"seed": None}]
 WRONG += [{"overwrite": "no"}, {"grey": 0}, {"tensorboard": None}, {"workdir": None}, {"export": 3}, {"data": None}]
 WRONG += [{"data": 3}, {"init": 3}]

@@ -162,6 +162,8 @@ def _convert(value: Any, hint: Any) -> Any:
         return operator.index(value)
     if kind is float and hasattr(value, "__float__"):
         return float(value)
+    if get_origin(kind) is tuple and hasattr(value, "tolist"):  # NumPy's and JAX's arrays
+        value = value.tolist()
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(operator.index(part) if hasattr(part, "__index__") else part for part in value)
     return value

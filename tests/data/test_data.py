@@ -390,6 +390,12 @@ def test_flat_images_are_said_to_be_square(tmp_path, capsys):
     assert "rows of 784 values are taken as images of 28 x 28" in capsys.readouterr().out
 
 
+def test_a_label_file_for_fewer_images_is_left_out(tmp_path, capsys):
+    dataset = load(write_idx(tmp_path / "set", test_labels=LABELS[:2]))
+    assert dataset.train_labels is not None and dataset.test_labels is None
+    assert "test_labels: labels of shape [2] and type uint8 are not used; expected 3" in capsys.readouterr().out
+
+
 def test_labels_of_the_test_images_alone(tmp_path):
     dataset = load(write_npz(tmp_path / "set.npz", train_images=TRAIN, test_images=TEST, test_labels=LABELS[:3]))
     assert dataset.train_labels is None
@@ -423,6 +429,8 @@ def test_an_npy_file_holds_the_images_alone(tmp_path):
 def test_idx_folders_as_people_have_them(tmp_path):
     write_idx(tmp_path / "FashionMNIST/raw")
     assert load(tmp_path).train_labels is not None
+    (tmp_path / "FashionMNIST/raw/t10k-labels-idx1-ubyte").unlink()
+    assert load(tmp_path).train_labels is not None and load(tmp_path).test_labels is None
     for path in (tmp_path / "FashionMNIST/raw").glob("*labels*"):
         path.unlink()
     assert load(tmp_path).train_labels is None
