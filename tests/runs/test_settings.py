@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import jax
+import numpy as np
 import pytest
 
 from tests.runs.small_runs import ROOT, process, require_same
@@ -57,6 +58,18 @@ def test_shifted_seeds_are_refused(tmp_path, options):
     finally:
         jax.config.update("jax_random_seed_offset", 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_commands_under_64_bits(finished, tmp_path):
+    def figures(name):
+        encode(EncodeConfig(finished.workdir, tmp_path / name))
+        with np.load(tmp_path / name) as latents:
+            arrays = {key: array.tobytes() for key, array in latents.items()}
+        return evaluate(EvaluateConfig(finished.workdir, importance_samples=2, images=20)), arrays
+
+    expected = figures("plain.npz")
+    with jax.enable_x64(True):
+        assert figures("set.npz") == expected
 
 
 COMMANDS = [
