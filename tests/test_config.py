@@ -4,12 +4,13 @@ import dataclasses
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vae_jax import InputError, TrainConfig, fit
+from vae_jax import InputError, TrainConfig, config, fit
 from vae_jax.config import TorchTrainConfig
 from vae_jax.runs.workdir import Workdir
 from vae_jax.system import command_line
@@ -148,7 +149,58 @@ def test_options_are_converted_to_their_types(monkeypatch):
     assert TrainConfig(workdir=Path("~nobody-of-that-name/run")).workdir == Path("~nobody-of-that-name/run")
 
 
-@pytest.mark.parametrize("changes", [{"seed": 1.0}, {"epochs": "3"}, {"beta": "x"}, {"epochs": True}, {"seed": None}])
+COMMANDS = [
+    getattr(config, name)
+    for name in (
+        "TrainConfig", "SweepConfig", "EvaluateConfig", "EncodeConfig", "Sample", "Decode", "ExploreConfig",
+        "ExportConfig", "ConvertConfig", "ParityConfig", "TorchTrainConfig",
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_the_home_folder_in_every_path(command, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    hints = typing.get_type_hints(command)
+    fields = dataclasses.fields(command)
+    paths = [field.name for field in fields if hints[field.name] in (Path, Path | None)]
+    needed = {field.name: "x:X" for field in fields if field.default is dataclasses.MISSING}
+    options = command(**needed | dict.fromkeys(paths, "~/here"))
+    assert paths and {getattr(options, name) for name in paths} == {Path("/home/me/here")}
+
+
+class OtherPath:
+    """A path that is not pathlib's."""
+
+    def __fspath__(self):
+        return "~/run"
+
+
+def test_other_paths_and_flags_are_converted(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = TrainConfig(workdir=OtherPath(), data=OtherPath(), overwrite=np.True_, grey=np.False_)  # pyright: ignore
+    assert (config.workdir, config.data) == (Path("/home/me/run"), "~/run")  # `load` takes ~ as the home folder
+    assert config.overwrite is True and config.grey is False
+    config.check()
+
+
+def test_arrays_are_lists_of_numbers():
+    config = TrainConfig(hidden_dims=np.array([200, 100]), image_size=np.array([28, 28], np.uint8))  # pyright: ignore
+    assert (config.hidden_dims, config.image_size) == ((200, 100), (28, 28))
+    assert config == TrainConfig(hidden_dims=[200, 100], image_size=(28, 28))  # pyright: ignore
+    config.check()
+    with pytest.raises(InputError, match=r"^--image-size 28 28 3: expected 2 whole numbers"):
+        TrainConfig(image_size=np.array([28, 28, 3])).check()  # pyright: ignore
+    with pytest.raises(InputError, match=r"^--image-size .*: expected 2 whole numbers"):
+        TrainConfig(image_size=np.array([[28, 28]])).check()  # pyright: ignore
+
+
+WRONG = [{"seed": 1.0}, {"epochs": "3"}, {"beta": "x"}, {"epochs": True}, {"seed": None}]
+WRONG += [{"overwrite": "no"}, {"grey": 0}, {"tensorboard": None}, {"workdir": None}, {"export": 3}, {"data": None}]
+WRONG += [{"data": 3}, {"init": 3}]
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=str)
 def test_wrong_types_are_refused(changes):
     (name,) = changes
     with pytest.raises(InputError, match=f"^--{name} .*: expected "):

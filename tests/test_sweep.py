@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -161,6 +162,16 @@ def test_files_of_the_user_and_of_the_models_stay(options, few_images_file):
     model = options.workdir / "models/model"
     with pytest.raises(InputError, match="is a file of the run itself"):
         export.export(ExportConfig(model=model, out=model / "vae.pth"))
+
+
+def test_a_sweep_goes_on_with_its_images_elsewhere_and_foreign_files_beside_it(options, few_images_file, tmp_path):
+    sweep(recipes(few_images_file, seed=[0], beta=[1]), options)
+    found = rows(options.workdir)
+    for name in ("models/.DS_Store", "models/Thumbs.db", "models/model/.DS_Store", "models/model/checkpoints/._1"):
+        (options.workdir / name).write_text("not ours")
+    data = shutil.copy(few_images_file, tmp_path / "renamed.npz")
+    sweep(recipes(data, seed=[0], beta=[1]), options)
+    assert rows(options.workdir) == found
 
 
 def test_an_overwritten_sweep_takes_nothing_from_a_damaged_one(options, few_images_file):

@@ -57,6 +57,9 @@ Axes = Literal["kld", "pca"]
 # Stands for the name of a data set that the caller of `vae_jax.fit` has given.
 GIVEN = "given to fit"
 
+# What options without bounds expect, in words.
+PLAIN: dict[Any, str] = {str: "text", Path: "a path", bool: "True or False"}
+
 
 class Bounds(NamedTuple):
     """The values that an option accepts."""
@@ -123,6 +126,8 @@ class Options:
             elif bounds is not None:
                 whole = kinds[0] is int
                 good, expected = bounds.accept(value, whole), bounds.describe(whole)
+            elif kinds[0] in PLAIN:
+                good, expected = isinstance(value, kinds[0]), PLAIN[kinds[0]]
             else:
                 continue
             if not good:
@@ -147,14 +152,18 @@ def _convert(value: Any, hint: Any) -> Any:
     kind = _alternatives(hint)[0]
     if value is None or isinstance(value, bool):
         return value
-    if kind is Path and isinstance(value, str | Path):
+    if kind is Path and isinstance(value, str | os.PathLike):
         return Path(os.path.expanduser(value))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-    if kind is str and isinstance(value, Path):
-        return str(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind is bool and str(getattr(value, "dtype", "")) == "bool":  # NumPy's
+        return bool(value)
     if kind is int and hasattr(value, "__index__"):
         return operator.index(value)
     if kind is float and hasattr(value, "__float__"):
         return float(value)
+    if get_origin(kind) is tuple and hasattr(value, "tolist"):  # NumPy's and JAX's arrays
+        value = value.tolist()
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(operator.index(part) if hasattr(part, "__index__") else part for part in value)
     return value

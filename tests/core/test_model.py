@@ -66,8 +66,13 @@ def test_bytes_and_pixels_are_the_same_images(params):
 
 def test_to_pixels():
     np.testing.assert_allclose(to_pixels(jnp.array([[0, 51, 255]], jnp.uint8)), [[0, 0.2, 1]], rtol=1e-7)
-    pixels = jnp.array([[0.25, 1.0]])
-    assert to_pixels(pixels) is pixels
+    pixels = jnp.array([[0.25, 1.0, 0.0, -9e-7, 1 + 9e-7]])
+    np.testing.assert_array_equal(to_pixels(pixels), pixels)
+
+
+@pytest.mark.parametrize("value", [255.0, 1.00001, -0.5, -1e-5])
+def test_floats_out_of_range_become_nan(value):
+    np.testing.assert_array_equal(to_pixels(jnp.array([[0.5, value]])), [[0.5, jnp.nan]])
 
 
 IMAGES_OF_OTHER_TYPES = """

@@ -208,3 +208,10 @@ def test_a_module_of_your_own_takes_the_same_way(images):
         state, last = train_epoch(state, images, batches)
     assert float(last.loss.sum()) < float(first.loss.sum())
     assert eval_epoch(state, images, batches).loss.shape == (5,)
+
+
+def test_floats_up_to_255_have_no_plausible_loss(images):
+    bright, batches = images.astype(jnp.float32), split_batches(jnp.arange(50), 20)
+    state = create_state(CONFIG, PIXELS)
+    assert np.isnan(eval_epoch(state, bright, batches).loss).all()
+    assert np.isnan(train_epoch(state, bright, batches)[1].loss).all()

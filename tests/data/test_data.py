@@ -264,6 +264,12 @@ REFUSED_NPY = {
     "text": (npy(TRAIN.astype(str)), "has type <U3; expected integers"),
     "channels first": (npy(np.zeros((7, 3, 8, 8), np.uint8)), r"channels first; .* numpy.moveaxis\(images, 1, -1\)"),
     "one row of few channels": (npy(np.zeros((7, 2, 9, 9))), "channels first"),
+    "channels of RGBA first": (npy(np.zeros((7, 4, 8, 8), np.uint8)), "channels first"),
+    "images last": (
+        npy(np.zeros((8, 8, 70), np.uint8)),
+        r"images last; .*-1, 0\); if these are 8 images of 8 x 70",
+    ),
+    "images of colours last": (npy(np.zeros((8, 8, 3, 70), np.uint8)), r"images last; .*moveaxis\(images, -1, 0\)$"),
     "just beyond rounding": (npy(np.full((7, 4, 5), 1.0000021)), r"from 1.0000021 to 1.0000021; expected floats"),
     "complex": (npy(TRAIN.astype(complex)), "has type complex128"),
     "records": (npy(TRAIN.view([("r", "u1")])), "expected integers"),
@@ -331,6 +337,15 @@ def test_labels_in_many_forms(tmp_path, labels):
     assert dataset.test_labels is None
 
 
+@pytest.mark.parametrize("labels", [LABELS > 4, np.where(LABELS == 3, -1, LABELS.astype(int))])
+def test_two_classes_and_unknown_ones_are_labels(tmp_path, labels):
+    found = load(
+        write_npz(tmp_path / "set.npz", train_images=TRAIN, train_labels=labels, test_images=TEST)
+    ).train_labels
+    assert found is not None and found.dtype.kind in "iu"
+    np.testing.assert_array_equal(found, labels)
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -356,7 +371,10 @@ def test_other_labels_are_left_out_in_one_line(tmp_path, capsys, labels):
         (np.full((7, 4, 5), -9e-7), np.zeros((7, 4, 5), np.float32)),
         (np.full((7, 4, 5), 1 + 9e-7), np.ones((7, 4, 5), np.float32)),
         (np.arange(7 * 9, dtype=np.uint8).reshape(7, 9), np.arange(7 * 9, dtype=np.uint8).reshape(7, 3, 3)),
+        (TRAIN.astype(np.float32), TRAIN),
         (np.zeros((7, 8, 8, 3), np.uint8), np.zeros((7, 8, 8, 3), np.uint8)),
+        (np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.uint8)),
+        (np.zeros((8, 8, 9, 1), np.uint8), np.zeros((8, 8, 9), np.uint8)),
         (np.zeros((7, 8, 8, 11), np.uint8), np.zeros((7, 8, 8, 11), np.uint8)),
     ],
 )
@@ -372,6 +390,36 @@ def test_flat_images_are_said_to_be_square(tmp_path, capsys):
     assert "rows of 784 values are taken as images of 28 x 28" in capsys.readouterr().out
 
 
+def test_a_label_file_for_fewer_images_is_left_out(tmp_path, capsys):
+    dataset = load(write_idx(tmp_path / "set", test_labels=LABELS[:2]))
+    assert dataset.train_labels is not None and dataset.test_labels is None
+    assert "test_labels: labels of shape [2] and type uint8 are not used; expected 3" in capsys.readouterr().out
+
+
+def test_labels_of_the_test_images_alone(tmp_path):
+    dataset = load(write_npz(tmp_path / "set.npz", train_images=TRAIN, test_images=TEST, test_labels=LABELS[:3]))
+    assert dataset.train_labels is None
+    np.testing.assert_array_equal(dataset.test_labels, LABELS[:3])
+
+
+def test_files_of_other_programs_are_passed_over(tmp_path):
+    folder = write_idx(tmp_path / "set")
+    for name in (".DS_Store", "Thumbs.db", "._train-images-idx3-ubyte", "._t10k-labels-idx1-ubyte"):
+        (folder / name).write_bytes(b"x")
+    assert_small(load(folder))
+    path = write_npz(tmp_path / "set.npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/._train_images.npy", b"x")
+        archive.writestr(".DS_Store", b"x")
+    assert_small(load(path))
+
+
+def test_the_home_folder_in_the_name_of_a_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_npz(tmp_path / "set.npz")
+    assert_small(load("~/set.npz"))
+
+
 def test_an_npy_file_holds_the_images_alone(tmp_path):
     np.save(tmp_path / "set.npy", TRAIN)
     dataset = load(tmp_path / "set.npy")
@@ -381,6 +429,8 @@ def test_an_npy_file_holds_the_images_alone(tmp_path):
 def test_idx_folders_as_people_have_them(tmp_path):
     write_idx(tmp_path / "FashionMNIST/raw")
     assert load(tmp_path).train_labels is not None
+    (tmp_path / "FashionMNIST/raw/t10k-labels-idx1-ubyte").unlink()
+    assert load(tmp_path).train_labels is not None and load(tmp_path).test_labels is None
     for path in (tmp_path / "FashionMNIST/raw").glob("*labels*"):
         path.unlink()
     assert load(tmp_path).train_labels is None

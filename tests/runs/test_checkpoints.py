@@ -171,10 +171,20 @@ def test_all_checkpoints_damaged(stopped, options, tmp_path, command):
     assert command(options(tmp_path, overwrite=True))[0] == 0
 
 
+# What file managers, notebooks, sync clients, editors and network disks leave beside checkpoints.
+FOREIGN = [
+    "00999.safetensors", "999", "3.safetensors.bak", "best.safetensors", ".DS_Store", "Thumbs.db", "desktop.ini",
+    ".ipynb_checkpoints/3-checkpoint.safetensors", "3 (conflicted copy 2026-01-01).safetensors", ".sync_1.db",
+    ".3.safetensors.swp", "3.safetensors~", "#3.safetensors#", "._3.safetensors", ".nfs000000000012",
+    "3.safetensors.dvc", "README.md", "../._config.json", "../notes.txt",
+]  # fmt: skip
+
+
 def test_what_is_no_checkpoint_is_left_alone(stopped, undisturbed, newest):
     folder = stopped.workdir / "checkpoints"
-    own = [folder / name for name in ("00999.safetensors", "999", "3.safetensors.bak", "best.safetensors")]
+    own = [folder / name for name in FOREIGN]
     for path in own:
+        path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     (folder / "999.safetensors").mkdir()
     assert int(newest(stopped).state.step) == 3
@@ -182,6 +192,7 @@ def test_what_is_no_checkpoint_is_left_alone(stopped, undisturbed, newest):
     for path in own:
         assert path.read_text() == "mine"
         path.unlink()
+    (folder / ".ipynb_checkpoints").rmdir()
     (folder / "999.safetensors").rmdir()
     require_same(stopped, undisturbed)
 

@@ -113,3 +113,16 @@ def test_images_given_to_fit_must_be_named(tmp_path, options, few_images, few_im
         images_for(EvaluateConfig(config.workdir), trained)
     _, dataset, _ = images_for(EvaluateConfig(config.workdir, data=str(few_images_file)), trained)
     np.testing.assert_array_equal(dataset.test_images, few_images.test_images)
+
+
+def test_the_images_of_a_run_may_have_moved(finished, few_images_file, tmp_path, monkeypatch):
+    moved = shutil.copy(few_images_file, tmp_path / "moved.npz")
+    path = finished.workdir / "config.json"
+    path.write_text(path.read_text().replace(str(few_images_file), "gone.npz"))
+    trained = read(finished.workdir)
+    with pytest.raises(InputError, match=r"^--data gone\.npz: no such file"):
+        images_for(EvaluateConfig(finished.workdir), trained)
+    for name in (moved, "moved.npz"):
+        monkeypatch.chdir(tmp_path)
+        data, dataset, _ = images_for(EvaluateConfig(finished.workdir, data=str(name)), trained)
+        assert data == str(name) and dataset.image_shape == (28, 28)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.tfds_server import idx_files
 from tests.runs.small_runs import checkpoints, require_same
 from vae_jax import Dataset, InputError, fit
 from vae_jax.config import Recipe, option_name
@@ -100,6 +101,23 @@ def test_a_run_goes_on_in_another_place_with_its_images_elsewhere(stopped, tmp_p
     config = dataclasses.replace(stopped, workdir=Path(workdir), data=data)
     fit(config)
     assert config.export.read_bytes() == undisturbed.export.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["relative", "link", "compressed", "idx"])
+def test_the_same_images_in_another_form_are_the_same_set(form, finished, few_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "set.npz"
+    if form == "idx":
+        data = tmp_path / "set"
+        data.mkdir()
+        for name, content in idx_files(few_images).items():
+            (data / name).write_bytes(content)
+    elif form == "compressed":
+        np.savez_compressed(data, **few_images._asdict())
+    else:
+        data.symlink_to(finished.data)
+    fit(dataclasses.replace(finished, data="set.npz" if form == "relative" else str(data)))
+    assert "finished after epoch 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("move", ["from test to train", "to another shape", "to another type"])

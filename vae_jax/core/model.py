@@ -18,6 +18,9 @@ from vae_jax.system.errors import InputError
 
 Params = PyTree[Array]
 
+# Floats this far outside [0, 1] are pixels all the same.
+ROUNDING = 1e-6
+
 
 class Output(NamedTuple):
     """The encoder's and the decoder's outputs for a batch."""
@@ -33,6 +36,8 @@ def to_pixels(
 ) -> Float[Array, "batch pixels"]:
     """Bytes as pixels in [0, 1], byte / 255, of type `dtype`; floats are pixels already and pass unchanged.
 
+    Floats outside [0, 1] by more than rounding become NaN, and so does every loss of them.
+
     Raises:
       InputError: The images are of another type; raised while tracing.
     """
@@ -40,7 +45,8 @@ def to_pixels(
         return images.astype(dtype) / 255
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(f"images have type {images.dtype}; expected uint8 from 0 to 255, or floats in [0, 1]")
-    return images
+    # Values are unknown while tracing, so nothing can be raised; a loss of pixels up to 255 would still look like one.
+    return jnp.where((images >= -ROUNDING) & (images <= 1 + ROUNDING), images, jnp.nan)
 
 
 def init_linear(key: Array, fan_in: int, features: int) -> dict[str, Array]:

@@ -23,6 +23,8 @@ from vae_jax.system.memory import memory
 TEST_SHARE = 7
 # More channels than this are hardly channels.
 MOST_CHANNELS = 4
+# Arrays of fewer rows are hardly images of whatever is counted by another axis.
+LEAST_SIDE = 8
 # Floats this far outside [0, 1] are rounding, and are clipped.
 FLOAT_NOISE = 1e-6
 
@@ -116,7 +118,7 @@ def load(
     """
     options = DataOptions(data_dir=data_dir, max_data_gb=max_gb, image_size=image_size, grey=grey)
     options.check()
-    spec = os.path.expanduser(str(spec))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    spec = os.path.expanduser(os.fspath(spec))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     max_bytes = memory_limit(options.max_data_gb)
     form = Form(options.image_size, options.grey)
     try:
@@ -202,6 +204,7 @@ def _images(images: Any, name: str) -> Any:
             f"{name}: has shape {list(images.shape)}; expected [images, height, width] or [images, height, width,"
             " channels], each at least 1"
         )
+    _refuse_images_last(images.shape, name)
     if images.ndim == 4:
         images = _channels_last(images, name)
     if images.dtype == np.uint8:
@@ -238,6 +241,18 @@ def _reshaped(images: Any, height: int, width: int) -> Any:
     return images.of_shape(height, width) if isinstance(images, MappedImages) else images.reshape(-1, height, width)
 
 
+def _refuse_images_last(shape: tuple[int, ...], name: str) -> None:
+    """Refuses square images that seem to be counted by the last axis, as MATLAB has them."""
+    height, width, *channels, last = shape
+    if not height == width >= LEAST_SIDE or last == height or (channels and not channels[0] <= MOST_CHANNELS < last):
+        return
+    other = "" if channels else f"; if these are {height} images of {width} x {last}, write images[..., None]"
+    raise DataError(
+        f"{name}: has shape {list(shape)}, which looks like images last; expected [images, height, width] or [images,"
+        f" height, width, channels]; if so, write numpy.moveaxis(images, -1, 0){other}"
+    )
+
+
 def _channels_last(images: Any, name: str) -> Any:
     """Images with four dimensions: drops a channel axis of length 1, and refuses channels that seem to come first."""
     _, first, second, last = images.shape
@@ -263,6 +278,8 @@ def _labels(labels: np.ndarray | None, count: int, name: str) -> np.ndarray | No
     if found.ndim == 2 and len(found) == count and found.dtype.kind in "biuf":
         one_hot = ((found == 0) | (found == 1)).all() and (found.sum(axis=1) == 1).all()
         found = found.argmax(axis=1) if one_hot else found
+    if found.dtype.kind == "b":
+        found = found.astype(np.uint8)
     if found.shape == (count,) and found.dtype.kind in "iu":
         return found
     whole = found.dtype.kind == "f" and bool((np.abs(found) < 2**53).all() and (found == np.rint(found)).all())
