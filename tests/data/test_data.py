@@ -402,6 +402,11 @@ def test_idx_folders_as_people_have_them(tmp_path):
         ("fashion-mnist", "tfds:fashion_mnist"),
         ("emnist/letters", "tfds:emnist/letters"),
         ("mnist.npz", "mnist"),
+        ("FashionMNIST", "tfds:fashion_mnist"),
+        ("KMNIST", "tfds:kmnist"),
+        ("binarized mnist", "tfds:binarized_mnist"),
+        ("TFDS:mnist", "mnist"),
+        ("TFDS:EMNIST/letters", "tfds:emnist/letters"),
     ],
 )
 def test_a_name_without_its_prefix_gets_a_suggestion(spec, meant):

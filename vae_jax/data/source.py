@@ -48,11 +48,21 @@ def read(spec: str, data_dir: Path | None, form: Form, max_bytes: int, stream: S
         return _read_folder(path, form, max_bytes), spec
     if path.is_file():
         return _read_file(path, form, max_bytes, stream), spec
-    name = spec.lower().replace("-", "_").removesuffix(".npz")
-    known = "mnist" if name == "mnist" else f"tfds:{name}" if name.split("/")[0] in mnist_family.SETS else None
+    meant = _suggest(spec)
     raise DataError(
-        f"--data {spec}: no such file or folder; {f'perhaps {known}; ' if known else ''}expected {EXPECTED}"
+        f"--data {spec}: no such file or folder; {f'perhaps {meant}; ' if meant else ''}expected {EXPECTED}"
     )
+
+
+def _suggest(spec: str) -> str | None:
+    """The set of the MNIST family that was meant: in capitals, without its prefix, or as torchvision spells it."""
+
+    def letters(name: str) -> str:
+        return re.sub(r"[-_ ]", "", name)
+
+    name, slash, config = spec.lower().removeprefix("tfds:").removesuffix(".npz").partition("/")
+    found = next((known for known in mnist_family.SETS if letters(known) == letters(name)), None)
+    return "mnist" if found == "mnist" and not slash else f"tfds:{found}{slash}{config}" if found else None
 
 
 def _read_file(path: Path, form: Form, max_bytes: int, stream: Stream) -> Arrays:
