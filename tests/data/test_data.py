@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import shlex
 import sys
 import tempfile
 import tracemalloc
@@ -372,6 +373,16 @@ def test_flat_images_are_said_to_be_square(tmp_path, capsys):
     assert "rows of 784 values are taken as images of 28 x 28" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["grün ü.npz", "a\nb.npz", "\udcff.npz", "-x.npz", "a'b.npz"], ids=ascii)
+def test_files_of_any_name(tmp_path, name):
+    path = write_npz(tmp_path / name)
+    assert_small(load(path))
+    path.write_bytes(b"text")
+    with pytest.raises(DataError, match=r"is not a sound \.npz file"):
+        load(path)
+    assert shlex.split(TrainConfig(data=str(path)).command)[-1] == str(path)
+
+
 def test_an_npy_file_holds_the_images_alone(tmp_path):
     np.save(tmp_path / "set.npy", TRAIN)
     dataset = load(tmp_path / "set.npy")
@@ -412,6 +423,14 @@ def test_idx_folders_as_people_have_them(tmp_path):
 def test_a_name_without_its_prefix_gets_a_suggestion(spec, meant):
     with pytest.raises(DataError, match=f"--data {spec}: no such file or folder; perhaps {meant}; "):
         load(spec)
+
+
+@pytest.mark.parametrize("name", ["images.zip", "MNIST.tar.gz", "set.TGZ", "set.7z"])
+def test_an_archive_is_to_be_unpacked(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("images/1.png", b"")
+    with pytest.raises(DataError, match=f"{name}: is an archive; expected .*; unpack it and name what was in it"):
+        load(tmp_path / name)
 
 
 def test_an_npz_bomb_takes_no_memory(tmp_path):

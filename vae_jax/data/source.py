@@ -14,6 +14,7 @@ from vae_jax.system.errors import DataError
 
 BUNDLED = Path(__file__).parent / "mnist.npz"
 TABLES = (".csv", ".csv.gz")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 EXPECTED = (
     "mnist, tfds:NAME[/CONFIG][:VERSION], a folder (of images, or of IDX, CSV, Parquet or .mat files), or a file (.npz,"
     " .npy, .mat, .csv, .csv.gz, .parquet)"
@@ -73,6 +74,8 @@ def _read_file(path: Path, form: Form, max_bytes: int, stream: Stream) -> Arrays
         return _read_mats(path, {"train": path}, max_bytes)
     if name.endswith(".parquet"):
         return _read_parquet(path, {"train": [path]}, form, max_bytes)
+    if name.endswith(ARCHIVES):
+        raise DataError(f"--data {path}: is an archive; expected {EXPECTED}; unpack it and name what was in it")
     if path.suffix.lower() in image_folder.SUFFIXES:
         raise DataError(f"--data {path}: is one image; expected a folder of images, at least 2; name the folder")
     # An uncompressed file is as large as its arrays.
