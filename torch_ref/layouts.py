@@ -32,6 +32,8 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
 MODEL_KEYS = ("model", "model_state", "model_state_dict", "state_dict")
 # What DistributedDataParallel, torch.compile and modules around the model put before its keys.
 PREFIXES = ("module.", "_orig_mod.", "model.", "vae.")
+# What torch.optim.swa_utils.AveragedModel puts beside them.
+COUNT = "n_averaged"
 
 
 def to_state_dict(params: Params, layout: Layout = "documented") -> StateDict:
@@ -143,6 +145,9 @@ def model_of(entries: Mapping[Any, Any]) -> StateDict:
 
 def _strip_prefixes(state_dict: StateDict) -> StateDict:
     """The state dict without the prefixes that wrappers add, as long as every key has the same one; says so."""
+    if COUNT in state_dict and _all_start_with(rest := {k: v for k, v in state_dict.items() if k != COUNT}, "module."):
+        say(f"weights: an average of models; {COUNT}, their number, is left out")
+        state_dict = rest
     stripped = ""
     while prefix := next((prefix for prefix in PREFIXES if _all_start_with(state_dict, prefix)), None):
         state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
