@@ -162,12 +162,12 @@ def _all_start_with(state_dict: StateDict, prefix: str) -> bool:
 
 
 def _widen(state_dict: StateDict) -> StateDict:
-    """The state dict as float32, if every tensor in it is float16 or bfloat16; says so."""
+    """The state dict as float32, which holds every value exactly, if tensors in it are float16 or bfloat16; says so."""
     import torch
 
-    halves = (torch.float16, torch.bfloat16)
+    halves = {torch.float16, torch.bfloat16}
     kinds = {value.dtype if is_dense(value) else None for value in state_dict.values()}
-    if not kinds or not kinds <= {*halves}:
+    if not kinds & halves or not kinds <= halves | {torch.float32}:
         return state_dict
     say(f"weights: {' and '.join(sorted(map(str, kinds)))}, read as float32")
     return {key: value.float() for key, value in state_dict.items()}

@@ -67,6 +67,13 @@ def test_a_prefix_that_no_wrapper_adds_is_refused(state_dict, tmp_path):
         convert.load(tmp_path / "a.pth")
 
 
+def test_half_precision_beside_single_is_widened(state_dict, tmp_path, capsys):
+    mixed = {key: tensor.half() if key.endswith("weight") else tensor for key, tensor in state_dict.items()}
+    torch.save(mixed, tmp_path / "a.pth")
+    assert same(convert.load(tmp_path / "a.pth"), {key: tensor.float() for key, tensor in mixed.items()})
+    assert capsys.readouterr().out == "weights: torch.float16 and torch.float32, read as float32\n"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_half_precision_is_widened(dtype, name, state_dict, tmp_path, capsys):
