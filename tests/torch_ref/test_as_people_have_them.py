@@ -39,10 +39,9 @@ def test_a_prefix_of_some_keys_is_refused(state_dict, tmp_path):
 
 
 def test_three_prefixes_in_a_checkpoint_of_another_layout(state_dict, tmp_path, capsys):
-    content = {"epoch": 1, "model_state_dict": {}}
-    for key, tensor in convert.to_state_dict(convert.to_params(state_dict), "pytorch-examples").items():
-        content["model_state_dict"][f"model._orig_mod.module.{key}"] = tensor.bfloat16()
-    torch.save(content, tmp_path / "a.pth")
+    layout = convert.to_state_dict(convert.to_params(state_dict), "pytorch-examples")
+    model = {f"model._orig_mod.module.{key}": tensor.bfloat16() for key, tensor in layout.items()}
+    torch.save({"epoch": 1, "model_state_dict": model}, tmp_path / "a.pth")
     assert same(
         convert.load(tmp_path / "a.pth"), {key: tensor.bfloat16().float() for key, tensor in state_dict.items()}
     )
