@@ -207,6 +207,13 @@ def test_wrong_types_are_refused(changes):
         TrainConfig(**changes).check()
 
 
+def test_the_defaults_in_words_are_the_defaults():
+    words = TrainConfig(
+        learning_rate_schedule="constant", patience=0, keep="last", adam_b1=0.9, shards=1, hidden_dims=()
+    )
+    assert words == TrainConfig() and words.command.endswith("vae_jax.train")
+
+
 def test_the_recipe_is_what_decides_the_model():
     assert {"data", "seed", "init", "matmul_precision"} <= TrainConfig().recipe.keys()
     assert not {"workdir", "epochs", "data_dir", "export", "patience", "keep"} & TrainConfig().recipe.keys()
@@ -228,6 +235,16 @@ def test_help_imports_neither_jax_nor_torch(module, tmp_path):
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "usage:" in result.stdout and result.stdout.endswith("imported set()\n")
+
+
+@pytest.mark.parametrize("words", [["vae_jax.train"], ["vae_jax.generate", "sample"], ["torch_ref.convert"]], ids=str)
+def test_help_whose_reader_has_seen_enough(words):
+    command, pipe = [sys.executable, "-m", *words, "--help"], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 0
 
 
 def test_the_console_command(tmp_path):

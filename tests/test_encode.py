@@ -175,6 +175,7 @@ GRID[0, 1] = np.nan
         ("a.npy", npy(np.asfortranarray(GRID[1].astype(">f8"))), GRID[1]),
         ("a.csv", b"mu0,mu2,mu1,z0,z1,z2\n9,9,9,1,2,3\n9,9,9,4,5.5,6\n", [[1, 2, 3], [4, 5.5, 6]]),
         ("a.csv", b'"number","mu0","mu2","mu1"\r\n0,1,3,2\r\n', [[1, 2, 3]]),
+        ("a.csv", b"\xef\xbb\xbfz0,z1,z2\r\n1,2,3\r\n", [[1, 2, 3]]),  # as Excel saves it
         ("a.parquet", parquet(mu0=[1.0], mu1=[2], mu2=[3.0], label=["x"]), [[1, 2, 3]]),
     ],
 )

@@ -38,6 +38,9 @@ NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull`",
     b"<!doctype": "an HTML page, not a weights file; download the file itself",
     b"<html": "an HTML page, not a weights file; download the file itself",
+    b"<": "an XML text, such as the error message of a server, not a weights file; download the file itself",
+    b"{": "a JSON text, such as the error message of a server, not a weights file; download the file itself",
+    b"\x1f\x8b": "gzipped; unpack it first",
 }
 
 
@@ -101,10 +104,12 @@ def read(path: Path | str) -> dict[Any, Any]:
     with Path(path).open("rb") as file:
         start = file.read(64)
     # By their content: people rename files.
+    if start[8:9] == b"{" and b"\0" in start[:8]:  # the length of the header, which may look like any text
+        return _read_safetensors(path)
     for begin, what in NOT_WEIGHTS.items():
-        if start.lstrip().lower().startswith(begin):
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(begin):
             raise WeightsError(f"is {what}")
-    entries = _read_safetensors(path) if start[8:9] == b"{" else pickles.read(path)
+    entries = pickles.read(path)
     if not isinstance(entries, dict):
         raise WeightsError(f"holds {type(entries).__name__}; expected what model.state_dict() returns")
     return entries

@@ -32,6 +32,8 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
 MODEL_KEYS = ("model", "model_state", "model_state_dict", "state_dict")
 # What DistributedDataParallel, torch.compile and modules around the model put before its keys.
 PREFIXES = ("module.", "_orig_mod.", "model.", "vae.")
+# What torch.optim.swa_utils.AveragedModel puts beside them.
+COUNT = "n_averaged"
 
 
 def to_state_dict(params: Params, layout: Layout = "documented") -> StateDict:
@@ -143,6 +145,9 @@ def model_of(entries: Mapping[Any, Any]) -> StateDict:
 
 def _strip_prefixes(state_dict: StateDict) -> StateDict:
     """The state dict without the prefixes that wrappers add, as long as every key has the same one; says so."""
+    if COUNT in state_dict and _all_start_with(rest := {k: v for k, v in state_dict.items() if k != COUNT}, "module."):
+        say(f"weights: an average of models; {COUNT}, their number, is left out")
+        state_dict = rest
     stripped = ""
     while prefix := next((prefix for prefix in PREFIXES if _all_start_with(state_dict, prefix)), None):
         state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
@@ -157,12 +162,12 @@ def _all_start_with(state_dict: StateDict, prefix: str) -> bool:
 
 
 def _widen(state_dict: StateDict) -> StateDict:
-    """The state dict as float32, if every tensor in it is float16 or bfloat16; says so."""
+    """The state dict as float32, which holds every value exactly, if tensors in it are float16 or bfloat16; says so."""
     import torch
 
-    halves = (torch.float16, torch.bfloat16)
+    halves = {torch.float16, torch.bfloat16}
     kinds = {value.dtype if is_dense(value) else None for value in state_dict.values()}
-    if not kinds or not kinds <= {*halves}:
+    if not kinds & halves or not kinds <= halves | {torch.float32}:
         return state_dict
     say(f"weights: {' and '.join(sorted(map(str, kinds)))}, read as float32")
     return {key: value.float() for key, value in state_dict.items()}

@@ -20,6 +20,14 @@ def test_first_step_by_hand():
     assert state.count == 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_without_averages_by_hand():
+    tx = adam(0.1, b1=0.0, b2=0.0, eps=1.0)
+    gradients = {"w": jnp.array([2.0, -0.5, 0.0])}
+    updates, _ = tx.update(gradients, tx.init(gradients))
+    np.testing.assert_allclose(updates["w"], [-0.1 * 2 / 3, 0.1 * 0.5 / 1.5, 0.0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4])
 def test_equals_pytorch_in_float32(scale):
     # Gradients near eps, ordinary ones and large ones; the same ones on both sides, so nothing can amplify rounding.

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import shlex
 import sys
 import tempfile
 import tracemalloc
@@ -420,6 +421,16 @@ def test_the_home_folder_in_the_name_of_a_set(tmp_path, monkeypatch):
     assert_small(load("~/set.npz"))
 
 
+@pytest.mark.parametrize("name", ["grün ü.npz", "a\nb.npz", "\udcff.npz", "-x.npz", "a'b.npz"], ids=ascii)
+def test_files_of_any_name(tmp_path, name):
+    path = write_npz(tmp_path / name)
+    assert_small(load(path))
+    path.write_bytes(b"text")
+    with pytest.raises(DataError, match=r"is not a sound \.npz file"):
+        load(path)
+    assert shlex.split(TrainConfig(data=str(path)).command)[-1] == str(path)
+
+
 def test_an_npy_file_holds_the_images_alone(tmp_path):
     np.save(tmp_path / "set.npy", TRAIN)
     dataset = load(tmp_path / "set.npy")
@@ -452,11 +463,24 @@ def test_idx_folders_as_people_have_them(tmp_path):
         ("fashion-mnist", "tfds:fashion_mnist"),
         ("emnist/letters", "tfds:emnist/letters"),
         ("mnist.npz", "mnist"),
+        ("FashionMNIST", "tfds:fashion_mnist"),
+        ("KMNIST", "tfds:kmnist"),
+        ("binarized mnist", "tfds:binarized_mnist"),
+        ("TFDS:mnist", "mnist"),
+        ("TFDS:EMNIST/letters", "tfds:emnist/letters"),
     ],
 )
 def test_a_name_without_its_prefix_gets_a_suggestion(spec, meant):
     with pytest.raises(DataError, match=f"--data {spec}: no such file or folder; perhaps {meant}; "):
         load(spec)
+
+
+@pytest.mark.parametrize("name", ["images.zip", "MNIST.tar.gz", "set.TGZ", "set.7z"])
+def test_an_archive_is_to_be_unpacked(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("images/1.png", b"")
+    with pytest.raises(DataError, match=f"{name}: is an archive; expected .*; unpack it and name what was in it"):
+        load(tmp_path / name)
 
 
 def test_an_npz_bomb_takes_no_memory(tmp_path):

@@ -208,6 +208,16 @@ def test_files_half_written_by_a_killed_process_are_removed(stopped, undisturbed
     require_same(stopped, undisturbed)
 
 
+def test_what_an_earlier_command_left_of_another_export_is_removed(stopped, tmp_path):
+    options = json.loads((stopped.workdir / "config.json").read_text())
+    (stopped.workdir / "config.json").write_text(json.dumps(options | {"export": str(tmp_path / "first.pth")}))
+    left, foreign = (tmp_path / f".{name}.part-99999999-abc" for name in ("first.pth", "theirs.pth"))
+    left.mkdir()
+    foreign.mkdir()  # of a run that we know nothing of
+    fit(stopped)
+    assert foreign.exists() and not left.exists()
+
+
 @pytest.mark.parametrize(
     ("writer", "call", "file", "note"),
     [

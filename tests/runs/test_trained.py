@@ -10,7 +10,12 @@ import safetensors.numpy
 from tests.runs.small_runs import STEPS, metrics
 from torch_ref import convert
 from vae_jax import InputError, fit
-from vae_jax.config import EvaluateConfig
+from vae_jax.config import EncodeConfig, EvaluateConfig, ExploreConfig, ExportConfig, Latents, Sample
+from vae_jax.encode import encode
+from vae_jax.evaluate import evaluate
+from vae_jax.explore import explore
+from vae_jax.export import export
+from vae_jax.generate import generate
 from vae_jax.runs.trained import images_for, read
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -37,6 +42,26 @@ def test_an_interrupted_run_is_its_newest_checkpoint(stopped, capsys):
         assert capsys.readouterr().out == f"{stopped.workdir}: {line}\n"
     assert read(stopped.workdir).options["hidden_dim"] == 16
     assert state_of(stopped.workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "config"),
+    [
+        (evaluate, lambda run, out: EvaluateConfig(run, images=2, json=out / "a.json")),
+        (generate, lambda run, out: Sample(run, out / "a.npz")),
+        (generate, lambda run, out: Latents(run, out / "a.npz")),
+        (encode, lambda run, out: EncodeConfig(run, out / "a.npz")),
+        (explore, lambda run, out: ExploreConfig(run, out / "a.html")),
+        (export, lambda run, out: ExportConfig(run, out / "a.safetensors", layout="pytorch-examples")),
+    ],
+    ids=["evaluate", "sample", "latents", "encode", "explore", "export"],
+)
+def test_every_command_takes_an_interrupted_run(command, config, stopped, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    before = state_of(stopped.workdir)
+    command(config(stopped.workdir, tmp_path / "out"))
+    assert f"{stopped.workdir}: has not finished; using its newest checkpoint" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").iterdir())) == 1 and state_of(stopped.workdir) == before
 
 
 def test_a_finished_run_is_its_model(finished, capsys):

@@ -61,6 +61,24 @@ def test_a_second_signal_does_what_it_did_before():
 
 
 @pytest.mark.parametrize("signum", signals.STOPS)
+def test_a_second_signal_ends_a_command_while_it_writes(signum, tmp_path):
+    script = (
+        "import signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from vae_jax.system.files import replacing\n"
+        "from vae_jax.system.signals import end_on_signal, stop_on_signal\n"
+        "end_on_signal('to go on: train')\n"
+        f"with stop_on_signal(), replacing(Path({str(tmp_path / 'a.pth')!r})) as part:\n"
+        f"    for _ in range(4):\n"
+        f"        signal.raise_signal({signum})\n"
+        "        print('heard', flush=True)\n"
+    )
+    code, output, error = run(script)
+    assert code == 128 + signum and output.count("heard") < 3 and error == "to go on: train\ninterrupted\n"
+    assert not (tmp_path / "a.pth").exists()
+
+
+@pytest.mark.parametrize("signum", signals.STOPS)
 def test_raise_on_signal(signum):
     with pytest.raises(signals.Interrupted, match=f"stopped by {signum.name}"), signals.raise_on_signal():
         signal.raise_signal(signum)

@@ -14,6 +14,7 @@ from vae_jax.system.errors import DataError
 
 BUNDLED = Path(__file__).parent / "mnist.npz"
 TABLES = (".csv", ".csv.gz")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 EXPECTED = (
     "mnist, tfds:NAME[/CONFIG][:VERSION], a folder (of images, or of IDX, CSV, Parquet or .mat files), or a file (.npz,"
     " .npy, .mat, .csv, .csv.gz, .parquet)"
@@ -48,11 +49,21 @@ def read(spec: str, data_dir: Path | None, form: Form, max_bytes: int, stream: S
         return _read_folder(path, form, max_bytes), spec
     if path.is_file():
         return _read_file(path, form, max_bytes, stream), spec
-    name = spec.lower().replace("-", "_").removesuffix(".npz")
-    known = "mnist" if name == "mnist" else f"tfds:{name}" if name.split("/")[0] in mnist_family.SETS else None
+    meant = _suggest(spec)
     raise DataError(
-        f"--data {spec}: no such file or folder; {f'perhaps {known}; ' if known else ''}expected {EXPECTED}"
+        f"--data {spec}: no such file or folder; {f'perhaps {meant}; ' if meant else ''}expected {EXPECTED}"
     )
+
+
+def _suggest(spec: str) -> str | None:
+    """The set of the MNIST family that was meant: in capitals, without its prefix, or as torchvision spells it."""
+
+    def letters(name: str) -> str:
+        return re.sub(r"[-_ ]", "", name)
+
+    name, slash, config = spec.lower().removeprefix("tfds:").removesuffix(".npz").partition("/")
+    found = next((known for known in mnist_family.SETS if letters(known) == letters(name)), None)
+    return "mnist" if found == "mnist" and not slash else f"tfds:{found}{slash}{config}" if found else None
 
 
 def _read_file(path: Path, form: Form, max_bytes: int, stream: Stream) -> Arrays:
@@ -63,6 +74,8 @@ def _read_file(path: Path, form: Form, max_bytes: int, stream: Stream) -> Arrays
         return _read_mats(path, {"train": path}, max_bytes)
     if name.endswith(".parquet"):
         return _read_parquet(path, {"train": [path]}, form, max_bytes)
+    if name.endswith(ARCHIVES):
+        raise DataError(f"--data {path}: is an archive; expected {EXPECTED}; unpack it and name what was in it")
     if path.suffix.lower() in image_folder.SUFFIXES:
         raise DataError(f"--data {path}: is one image; expected a folder of images, at least 2; name the folder")
     # An uncompressed file is as large as its arrays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import importlib.util
@@ -190,7 +191,11 @@ class Workdir:
             return
         folder = self.path / CHECKPOINTS
         parts = [folder / part.name[1:].partition(".part-")[0] for part in folder.glob(".*.safetensors.part-*")]
-        for path in (self._config.export, *(self.path / name for name in FILES), *parts):
+        exports = [self._config.export]
+        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            # The command that was killed may have named another file.
+            exports.append(Path(json.loads((self.path / CONFIG).read_bytes())["export"]))
+        for path in (*exports, *(self.path / name for name in FILES), *parts):
             sweep(path)
 
     def clear(self) -> None:
