@@ -35,6 +35,22 @@ def test_init(tmp_path, options, undisturbed):
     assert metrics(on)[0]["train_loss"] < metrics(undisturbed)[-1]["train_loss"]
 
 
+def test_the_file_is_known_by_what_it_holds(tmp_path, options, undisturbed, command):
+    init = tmp_path / "init.pth"
+    shutil.copy(undisturbed.export, init)
+    config = options(tmp_path, init=init, epochs=1)
+    fit(config)
+    moved = init.rename(tmp_path / "moved.pth")
+    fit(dataclasses.replace(config, init=moved, epochs=2))
+    shutil.copy(moved, init)
+    convert.save({key: 2 * tensor for key, tensor in convert.load(moved).items()}, moved)
+    for other in (moved, tmp_path / "missing.pth", None):
+        code, _, error = command(dataclasses.replace(config, init=other, epochs=2))
+        assert code == 2 and error.count("\n") == 1
+        assert f"--init was {moved}, now is {other}" in error
+    fit(dataclasses.replace(config, init=init, epochs=2))
+
+
 def test_init_with_adam(tmp_path, options, undisturbed, capsys):
     # PyTorch's Adam after 7 steps, in which each parameter is its own gradient.
     model = VAE(16, 4)
@@ -71,7 +87,7 @@ def test_refusals(tmp_path, options, undisturbed, command):
             f"--init {file}: holds a model of 784 pixels, --hidden-dim 16 and --latent-dim 4; expected 784, 17 and 4;",
         ),
         ({"init": tmp_path / "no.pth"}, f"{tmp_path}/no.pth: cannot be read (No such file or directory)"),
-        ({"init": undisturbed.workdir / "config.json"}, "is not a file of plain tensors"),
+        ({"init": undisturbed.workdir / "config.json"}, "config.json: is a JSON text"),
         (
             {"init": tmp_path / "huge.pth"},
             f"--init {tmp_path}/huge.pth: holds values beyond 3.403e+38; expected those of a float32\n",

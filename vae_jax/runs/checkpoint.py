@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from vae_jax.config import TrainConfig, Which, to_json
+from vae_jax.config import TrainConfig, Which
 from vae_jax.core import steps
 from vae_jax.data.dataset import Dataset
 from vae_jax.runs.metrics import EpochMetrics, best_epoch
@@ -165,7 +165,7 @@ class Checkpoints:
                 " finite; no checkpoint of them is kept; try a lower --learning-rate or --beta"
             )
         notes = {
-            "config": to_json(self._config),
+            "config": self._workdir.described,
             "checksum": self._checksum,
             "history": [dataclasses.asdict(metrics) for metrics in progress.history],
             "loss": [] if progress.state.sums_up else progress.loss,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vae_jax.config import TrainConfig, to_json
+from vae_jax.config import TrainConfig
 from vae_jax.data.dataset import Dataset, Pixels
 from vae_jax.runs.metrics import EpochMetrics, best_epoch, out_of_patience
 from vae_jax.runs.workdir import CONFIG, EVENTS, METRICS, Workdir
@@ -56,7 +56,7 @@ class Logs:
         self._workdir = workdir
         self._history = list(history)
         pixels = dataset.pixels(config.binarize)
-        described = to_json(config) | {
+        described = workdir.described | {
             "image_shape": dataset.image_shape,
             "pixels": pixels,
             "checksum": checksum,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
+import hashlib
 import importlib.util
 import json
 import os
@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ CHECKPOINTS, EVENTS, LOCK = "checkpoints", "tensorboard", ".lock"
 SWEPT, OUTCOME = "vae.pth", "outcome.json"
 PROCESS = ".process-"  # and its number: a file of each process while several train together
 EVENT_FILES = "events.out.tfevents.*"
+# Beside the options in a run's files: the SHA-256 of the file that `--init` names.
+INIT_DIGEST = "init_digest"
 # Why an option belongs to the recipe, where that depends on another one.
 WHY = {"epochs": " (--learning-rate-schedule sets each rate by the steps of the whole run)"}
 
@@ -78,14 +81,11 @@ class Workdir:
                 f"--workdir {self}: holds checkpoints in the format of version 0.1 (folders); finish the run with that"
                 f" version, start from its weights (--init {self.path / MODEL}) in another folder, or add --overwrite"
             )
-        try:
-            options = json.loads((self.path / CONFIG).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            options = None  # the checkpoints have them too
+        options = self._recorded()
         has_checkpoints = bool(self.checkpoint_steps())
-        if isinstance(options, dict) and not (has_checkpoints and options.keys().isdisjoint(self._config.recipe)):
+        if options is not None and not (has_checkpoints and options.keys().isdisjoint(self._config.recipe)):
             self.require_same_recipe(options)
-        if not has_checkpoints and (not isinstance(options, dict) or (self.path / MODEL).exists()):
+        if not has_checkpoints and (options is None or (self.path / MODEL).exists()):
             # A run that was stopped before its first checkpoint leaves neither: it starts again.
             events = (str(path.relative_to(self.path)) for path in (self.path / EVENTS).glob(EVENT_FILES))
             for name in (*FILES, *events):
@@ -94,6 +94,30 @@ class Workdir:
                         f"--workdir {self}: holds a run already ({name});"
                         " add --overwrite to replace it or name another folder"
                     )
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """The options of the run as its files have them: with a digest of the file that it begins from."""
+        return to_json(self._config) | ({INIT_DIGEST: self.init_digest} if self._config.init else {})
+
+    @cached_property
+    def init_digest(self) -> str | None:
+        """Of the file that `--init` names, or named when the run began, if it is not there any more."""
+        if self._config.init is None:
+            return None
+        try:
+            return hashlib.sha256(self._config.init.read_bytes()).hexdigest()
+        except OSError:
+            recorded = self._recorded() or {}
+            return recorded.get(INIT_DIGEST) if recorded.get("init") == str(self._config.init) else None
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """What config.json holds; None where it cannot be read, for the checkpoints have it too."""
+        try:
+            options = json.loads((self.path / CONFIG).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return options if isinstance(options, dict) else None
 
     def require_same_recipe(self, options: dict[str, Any]) -> None:
         """Checks that a run with these options, as config.json has them, makes the same model.
@@ -110,12 +134,15 @@ class Workdir:
             )
         # A run from before there was an option has its default.
         options = {name: value for name, value in to_json(TrainConfig()).items() if name not in shared} | options
-        # The images are known by their checksum, not by the name of their place: a set may move.
+        # Files are known by what they hold, not by their names: they may move. Images have a checksum.
+        by_content = {"data", "init"} if self.init_digest and INIT_DIGEST in options else {"data"}
         changed = [
             f"--{option_name(name)} was {options[name]}, now is {value}{WHY.get(name, '')}"
             for name, value in recipe.items()
-            if name != "data" and options[name] != value
+            if name not in by_content and options[name] != value
         ]
+        if "init" in by_content and options[INIT_DIGEST] != self.init_digest:
+            changed.append(f"--init was {options['init']}, now is {recipe['init']}, which holds other weights")
         if changed:
             raise InputError(
                 f"--workdir {self}: holds a run with other options: {'; '.join(changed)}; give the old ones to go on"
@@ -192,9 +219,8 @@ class Workdir:
         folder = self.path / CHECKPOINTS
         parts = [folder / part.name[1:].partition(".part-")[0] for part in folder.glob(".*.safetensors.part-*")]
         exports = [self._config.export]
-        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
-            # The command that was killed may have named another file.
-            exports.append(Path(json.loads((self.path / CONFIG).read_bytes())["export"]))
+        if recorded := self._recorded():  # the command that was killed may have named another file
+            exports.append(Path(str(recorded.get("export", self._config.export))))
         for path in (*exports, *(self.path / name for name in FILES), *parts):
             sweep(path)
 
