@@ -51,13 +51,6 @@ def signal_handlers():
         signal.signal(signum, handler)
 
 
-@pytest.fixture(autouse=True)
-def threads(monkeypatch):
-    """Takes back the number of threads, which a run in several shards fixes for its process and those it starts."""
-    monkeypatch.setenv("NPROC", "")
-    monkeypatch.delenv("NPROC")
-
-
 @pytest.fixture(scope="session")
 def mnist() -> Dataset:
     return load("mnist")

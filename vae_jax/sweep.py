@@ -107,11 +107,11 @@ def run(
     folder = SweepFolder(options, recipes[0].data if recipes else "")
     check(recipes, options, folder)
     with signals.defer_signals():  # half an import would break the process for good
-        from vae_jax.core.mesh import fix_threads
+        from vae_jax.core.mesh import fixed_threads
         from vae_jax.core.settings import fixed_settings, require_device
 
-    fix_threads(recipes[0].shards)
-    require_device()
+    with fixed_threads(recipes[0].shards):
+        require_device()
     dataset = dataset or load(
         recipes[0].data, options.data_dir, options.max_data_gb, options.image_size, options.grey, stream="never"
     )

@@ -25,6 +25,9 @@ from vae_jax.system import signals
 pytestmark = pytest.mark.usefixtures("quick")
 JAX = ("jax_enable_x64", "jax_disable_jit", "jax_default_prng_impl", "jax_default_matmul_precision", "jax_debug_nans")
 
+# The latter keeps XLA's messages out of a run of several processes; it counts when jax is imported.
+NOT_OURS = {"PYTEST_CURRENT_TEST", "TF_CPP_MIN_LOG_LEVEL"}
+
 
 def state() -> dict:
     return {
@@ -34,7 +37,7 @@ def state() -> dict:
         "streams": (sys.stdout, sys.stderr),
         "warnings": [str(entry) for entry in warnings.filters],
         "logging": (logging.root.level, list(logging.root.handlers), logging.getLogger("jax").level),
-        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "environment": {name: value for name, value in os.environ.items() if name not in NOT_OURS},
         "places": (os.getcwd(), list(sys.path)),  # noqa: PTH109 - a path object would hide a change of its text
         "jax": {name: getattr(jax.config, name) for name in (*JAX, "jax_threefry_partitionable")},
         "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.get_rng_state().tolist()),
@@ -56,6 +59,7 @@ def test_a_library_call_leaves_the_process_as_it_was(tmp_path, options, undistur
 
     calls = {
         "fit": lambda: fit(options(tmp_path / "whole", epochs=1)),
+        "fit in shards": lambda: fit(options(tmp_path / "shards", epochs=1, shards=2)),
         "evaluate": lambda: evaluate(EvaluateConfig(undisturbed.workdir)),
         "diverge": diverge,
         "refuse": refuse,

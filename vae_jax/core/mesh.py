@@ -6,7 +6,8 @@ the sums, add them alike, and take the same optimizer step: the state is always 
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -79,12 +80,21 @@ def _sum_in_pairs(trees: list[T]) -> T:
     return trees[0]
 
 
-def fix_threads(shards: int) -> None:
-    """Lets a CPU use the same number of threads everywhere; works only before JAX looks for its devices."""
+@contextmanager
+def fixed_threads(shards: int) -> Iterator[None]:
+    """Lets a CPU use the same number of threads everywhere, if JAX first looks for its devices within the block."""
+    before = os.environ.get("NPROC")
     if shards > 1:
         # XLA's thread pool has as many threads as this says, at least one for each device; by default as many as there
         # are cores. How a matrix product is cut among them changes its last bits.
         os.environ["NPROC"] = str(shards)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["NPROC"] = before
+        else:
+            os.environ.pop("NPROC", None)
 
 
 class Mesh:

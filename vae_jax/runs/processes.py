@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from vae_jax.config import INT32_MAX, TrainConfig, option_name
-from vae_jax.core.mesh import Mesh, fix_threads
+from vae_jax.core.mesh import Mesh, fixed_threads
 from vae_jax.core.settings import require_device
 from vae_jax.runs.workdir import PROCESS
 from vae_jax.system.console import mute, quiet, warn
@@ -48,9 +48,9 @@ def join(config: TrainConfig) -> Processes:
       InputError: The others do not come within `--initialization-timeout`, they have other options, or the devices
         cannot share the shards.
     """
-    fix_threads(config.shards)
-    _connect(config)
-    require_device()
+    with fixed_threads(config.shards):
+        _connect(config)
+        require_device()
     # Over one device of each process, whatever the options, which may differ still.
     processes = Processes(config, Mesh(jax.process_count(), jax.process_count()))
     processes.require_same_options()
