@@ -386,8 +386,10 @@ def test_images_in_many_forms(tmp_path, images, expected):
     np.testing.assert_array_equal(checked(Dataset(images, None, images, None)).train_images, expected)
 
 
-def test_flat_images_are_said_to_be_square(tmp_path, capsys):
-    load(write_npz(tmp_path / "set.npz", train_images=np.zeros((7, 784), np.uint8)))
+@pytest.mark.parametrize("shape", [(784,), (1, 784), (784, 1), (1, 1, 784), (1, 784, 1)])
+def test_flat_images_are_said_to_be_square(shape, tmp_path, capsys):
+    path = write_npz(tmp_path / "set.npz", train_images=np.zeros((7, *shape), np.uint8))
+    assert load(path).train_images.shape == (6, 28, 28)
     assert "rows of 784 values are taken as images of 28 x 28" in capsys.readouterr().out
 
 

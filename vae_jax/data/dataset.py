@@ -195,9 +195,10 @@ def _white_at_255(images: Any) -> Any:
 
 def _images(images: Any, name: str) -> Any:
     """Images as bytes or float32, [images, height, width] or with channels at the end; nothing is guessed silently."""
-    if images.ndim == 2 and images.shape[1] == math.isqrt(images.shape[1]) ** 2 > 1:
-        side = math.isqrt(images.shape[1])
-        say(f"{name}: rows of {images.shape[1]} values are taken as images of {side} x {side}")
+    values = math.prod(images.shape[1:])
+    if images.shape[1:] and values == max(images.shape[1:]) == math.isqrt(values) ** 2 > 1:
+        side = math.isqrt(values)
+        say(f"{name}: rows of {values} values are taken as images of {side} x {side}")
         images = _reshaped(images, side, side)
     if images.ndim not in (3, 4) or not math.prod(images.shape):
         raise DataError(
