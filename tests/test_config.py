@@ -240,7 +240,9 @@ def test_help_imports_neither_jax_nor_torch(module, tmp_path):
 @pytest.mark.parametrize("words", [["vae_jax.train"], ["vae_jax.generate", "sample"], ["torch_ref.convert"]], ids=str)
 def test_help_whose_reader_has_seen_enough(words):
     command, pipe = [sys.executable, "-m", *words, "--help"], subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as running:
+    # A short text that is buffered is written at the very end.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
         assert running.stdout is not None and running.stderr is not None
         running.stdout.close()
         assert running.stderr.read() == ""

@@ -266,6 +266,8 @@ class _Walk:
                 return {}
             case "collections.Counter", (dict() as counts,):
                 return dict(counts)
+            case "torch.serialization._get_layout", (str() as layout,):  # of a sparse tensor, which is refused by name
+                return layout
             case "torch.Size", (tuple() as lengths,):
                 return lengths
             case "torch.device", (str(),) | (str(), int()):

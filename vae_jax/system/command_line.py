@@ -83,6 +83,7 @@ def parse(config_type: type[Config], prog: str) -> Config:
             return tyro.cli(config_type, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if stop.code == 0:
+            sys.stdout.flush()  # here, where a reader that has gone is no error
             raise
         lines = [line.strip("│|╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:-1]]
         text = " ".join(line for line in lines if line.strip("-"))
