@@ -1,6 +1,7 @@
 """Options: every wrong one is one line with exit code 2, answered without jax, and nothing on disk has changed."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys

@@ -183,7 +183,6 @@ def test_a_loss_that_is_not_finite(tmp_path, options):
     assert not {".process-0", ".process-1"} & listing(config.workdir)
 
 
-OTHER_SEED = "--seed: is 1 in process 1, 0 in process 0; give all processes the same options"
 OTHER_SHARDS = "--shards: is 1 in process 1, 4 in process 0; give all processes the same options"
 OTHER_FOLDER = (
     "--workdir: is {folder}/other in process 1, {folder}/run in process 0; give all processes the same options"
@@ -193,7 +192,6 @@ OTHER_FOLDER = (
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"seed": 1}, OTHER_SEED),
         ({"shards": 1}, OTHER_SHARDS),
         ({"workdir": "other"}, OTHER_FOLDER),
         ({"data": "mnist"}, "process 1 has other images than process 0; give all processes the same"),
