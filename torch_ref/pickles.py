@@ -21,7 +21,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 
-from vae_jax.system.console import say
+from vae_jax.system.console import printable, say
 from vae_jax.system.errors import WeightsError
 
 # Limits far above what a checkpoint needs, whose pickle has 10 kB and 200 calls and storages.
@@ -65,7 +65,7 @@ def read(path: Path | str) -> object:
     is_archive = content[:4] == b"PK\3\4"  # torch.load decides by the same bytes
     tree = _read_archive(content) if is_archive else _read_legacy(content)
     if tree.left_out:
-        say(f"weights: objects of {', '.join(sorted(tree.left_out)):.200} in the file are left out")
+        say(printable(f"weights: objects of {', '.join(sorted(tree.left_out)):.200} in the file are left out"))
     return tree.result
 
 
