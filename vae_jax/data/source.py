@@ -1,5 +1,6 @@
 """Which source `--data` names."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -151,12 +152,13 @@ def _files(paths: Iterable[Path]) -> list[File]:
 def _named_parts(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """The files of `train` and perhaps `test`: train.csv, mnist_test.csv.gz, train_32x32.mat and the like."""
     parts: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        words = re.split(r"[-_. ]", path.name.lower())
-        if path.name.startswith(".") or not path.name.lower().endswith(suffixes) or not path.is_file():
+    # By name first: a folder may hold a hundred thousand images.
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208
+        if name.startswith(".") or not name.lower().endswith(suffixes) or not (folder / name).is_file():
             continue
+        path = folder / name
         for part in ("train", "test"):
-            if part in words:
+            if part in re.split(r"[-_. ]", name.lower()):
                 if part in parts:
                     raise DataError(
                         f"--data {folder}: holds {parts[part].name} and {path.name}; expected one file of {part}"
@@ -166,10 +168,18 @@ def _named_parts(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return parts if "train" in parts else {}
 
 
+def _is_parquet(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(".")
+
+
 def _find_parquets(folder: Path) -> list[Path]:
     """The Parquet files in a folder, or in its `data`, or in another of its folders if that is the only one."""
     found = [sorted(place.glob("[!.]*.parquet")) for place in (folder, folder / "data")]
-    others = {path.parent for path in folder.glob("[!.]*/[!.]*.parquet")}
+    others = {
+        Path(place)
+        for place in os.scandir(folder)
+        if place.is_dir() and not place.name.startswith(".") and any(map(_is_parquet, os.listdir(place)))  # noqa: PTH208
+    }
     if not any(found) and len(others) > 1:
         names = sorted(path.name for path in others)
         raise DataError(f"--data {folder}: holds Parquet files in {', '.join(names[:8])}; name one of these folders")
