@@ -183,7 +183,13 @@ def test_an_overwritten_sweep_takes_nothing_from_a_damaged_one(options, few_imag
 
 
 OWN_FORMS = [
-    {"hidden_dims": (8, 6), "activation": "tanh", "learning_rate_schedule": "cosine", "kl_warmup": 2},
+    {
+        "hidden_dim": 400,
+        "hidden_dims": (8, 6),
+        "activation": "tanh",
+        "learning_rate_schedule": "cosine",
+        "kl_warmup": 2,
+    },
     {"binarize": "dynamic", "objective": "iwae", "training_samples": 2},
 ]
 
