@@ -237,7 +237,7 @@ class _Walk:
 
     def _object(self, name: str) -> _Object:
         self._count(1)
-        self.left_out.add(name)
+        self.left_out.add(name.removeprefix("__builtin__."))
         return self._class(name)()
 
     def _storage(self, what: str, kind: type, key: str, _: str, length: int, *view: None) -> _Storage:

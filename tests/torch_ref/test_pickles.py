@@ -236,7 +236,7 @@ BESIDE = {
     "an array": ({"mean": np.ones(3)}, "numpy.ndarray"),
     "a random state": ((np.random.get_state(), 3), "numpy.ndarray"),  # noqa: NPY002 - what programs of old keep
     "a date": (datetime.datetime(2026, 1, 1), "datetime.datetime"),
-    "a set": ({"encoder", "decoder"}, "__builtin__.set"),
+    "a set": ({"encoder", "decoder"}, "of set"),
     "a text of numpy": (np.str_("a"), "numpy.generic"),
     "a class": (torch.optim.Adam, ""),
     "a function": (torch.nn.functional.relu, ""),

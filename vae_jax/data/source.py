@@ -168,22 +168,20 @@ def _named_parts(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return parts if "train" in parts else {}
 
 
-def _is_parquet(name: str) -> bool:
-    return name.endswith(".parquet") and not name.startswith(".")
-
-
 def _find_parquets(folder: Path) -> list[Path]:
     """The Parquet files in a folder, or in its `data`, or in another of its folders if that is the only one."""
-    found = [sorted(place.glob("[!.]*.parquet")) for place in (folder, folder / "data")]
-    others = {
-        Path(place)
-        for place in os.scandir(folder)
-        if place.is_dir() and not place.name.startswith(".") and any(map(_is_parquet, os.listdir(place)))  # noqa: PTH208
-    }
+    found = [_parquets(folder), _parquets(folder / "data")]
+    places = [Path(entry) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    others = {place.name: files for place in places if (files := _parquets(place))}
     if not any(found) and len(others) > 1:
-        names = sorted(path.name for path in others)
-        raise DataError(f"--data {folder}: holds Parquet files in {', '.join(names[:8])}; name one of these folders")
-    return next(filter(None, [*found, *(sorted(place.glob("[!.]*.parquet")) for place in others)]), [])
+        names = ", ".join(sorted(others)[:8])
+        raise DataError(f"--data {folder}: holds Parquet files in {names}; name one of these folders")
+    return next(filter(None, [*found, *others.values()]), [])
+
+
+def _parquets(place: Path) -> list[Path]:
+    names = os.listdir(place) if place.is_dir() else []  # noqa: PTH208
+    return sorted(place / name for name in names if name.endswith(".parquet") and not name.startswith("."))
 
 
 def _describe(folder: Path) -> str:
