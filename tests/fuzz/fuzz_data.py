@@ -121,7 +121,7 @@ def write_idx(folder: Path, rng: np.random.Generator) -> Path:
         path = folder / name
         if rng.random() < 0.3:
             path, inner = folder / f"{name}.gz", damaged(content, rng) if name == victim else content
-            packed = gzip.compress(inner, 1)
+            packed = gzip.compress(inner, 1, mtime=0)
             # The damage is in the archive, or in what a sound archive holds.
             content = damaged(gzip.compress(content, 1), rng) if name == victim and rng.random() < 0.5 else packed
         elif name == victim:
@@ -208,7 +208,11 @@ def write_csv(folder: Path, rng: np.random.Generator) -> Path:
 
 def write_csv_gz(folder: Path, rng: np.random.Generator) -> Path:
     content = sound_csv(rng)
-    packed = damaged(gzip.compress(content), rng) if rng.random() < 0.7 else gzip.compress(damaged(content, rng))
+    packed = (
+        damaged(gzip.compress(content, mtime=0), rng)
+        if rng.random() < 0.7
+        else gzip.compress(damaged(content, rng), mtime=0)
+    )
     (folder / "train.csv.gz").write_bytes(packed)
     return folder / "train.csv.gz"
 
