@@ -1,5 +1,7 @@
 """Images that stay in their file."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,7 @@ FORMS = {
 def test_streamed_images_are_those_in_memory(name, suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(mapped, "MAPPED", 7)  # several maps
     monkeypatch.setattr(mapped, "PIECE", 500)  # several pieces
+    monkeypatch.setattr(mapped, "READ_AROUND", 40)  # some images are asked for one by one
     path = tmp_path / f"set.{suffix}"
     if suffix == "npy":
         np.save(path, FORMS[name])
@@ -48,6 +51,16 @@ def test_streamed_images_are_those_in_memory(name, suffix, tmp_path, monkeypatch
     assert there.pixels("none") == here.pixels("none")
     if suffix == "npz":
         np.testing.assert_array_equal(there.train_labels, here.train_labels)
+
+
+def test_a_file_that_has_become_shorter_is_named(tmp_path):
+    path = tmp_path / "set.npy"
+    np.save(path, images(40, 5, 6))
+    train = load(path, stream="always").train_images
+    for size in (200, 0):
+        os.truncate(path, size)
+        with pytest.raises(OSError, match=r"has become shorter since the command began: '.*set.npy'"):
+            train[:5]
 
 
 def test_only_what_does_not_fit_stays_in_the_file(tmp_path):

@@ -1,5 +1,9 @@
 """Images that stay in their file, and are read when they are asked for: for sets that do not fit into memory."""
 
+import errno
+import math
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import numpy as np
 PIECE = 64 << 20
 # Images that are read through one map; the system maps up to 64 kilobytes around each.
 MAPPED = 2048
+# Images further apart than this many bytes are asked for one by one: Linux reads at least as much around each.
+READ_AROUND = 128 << 10
 
 
 class MappedImages:
@@ -64,7 +70,7 @@ class MappedImages:
         """Reads images.
 
         Raises:
-          OSError: The file cannot be read.
+          OSError: The file cannot be read, or has become shorter.
         """
         if self._rows is not None:
             chosen = self._rows[chosen]
@@ -75,9 +81,24 @@ class MappedImages:
         order = np.argsort(chosen, kind="stable")  # as they lie in the file
         for start in range(0, len(order), MAPPED):
             places = order[start : start + MAPPED]
-            mapped = np.memmap(self._path, self.dtype, "r", self._offset, (self._file_shape[0], rows.shape[1]))
-            rows[places] = np.take(mapped, chosen[places], axis=0)
+            rows[places] = np.take(self._map(chosen[places]), chosen[places], axis=0)
         return images * np.uint8(self._white) if self._white != 1 else images
+
+    def _map(self, chosen: np.ndarray) -> np.ndarray:
+        """The images of the file as flat rows, of which those that are chosen, in order, are about to be read."""
+        row = math.prod(self._file_shape[1:])
+        size = row * self.dtype.itemsize
+        with self._path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._offset + self._file_shape[0] * size:
+                raise OSError(errno.EIO, "has become shorter since the command began", str(self._path))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            scattered = int(chosen[-1] - chosen[0]) * size > len(chosen) * READ_AROUND
+            if scattered and hasattr(os, "posix_fadvise"):
+                # By itself the system reads one image after the other, and up to megabytes around each.
+                mapped.madvise(mmap.MADV_RANDOM)
+                for image in chosen.tolist():
+                    os.posix_fadvise(file.fileno(), self._offset + image * size, size, os.POSIX_FADV_WILLNEED)
+        return np.ndarray((self._file_shape[0], row), self.dtype, mapped, self._offset)
 
 
 def pieces(images: np.ndarray | MappedImages) -> Iterator[np.ndarray]:
