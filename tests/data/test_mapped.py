@@ -46,6 +46,7 @@ def test_streamed_images_are_those_in_memory(name, suffix, tmp_path, monkeypatch
         chosen = np.random.default_rng(1).permutation(len(expected))[:17]
         np.testing.assert_array_equal(streamed[chosen], expected[chosen])
         np.testing.assert_array_equal(streamed[2:5], expected[2:5])
+        np.testing.assert_array_equal(streamed[np.array([-1, 0])], expected[[-1, 0]])
         np.testing.assert_array_equal(np.concatenate(list(pieces(streamed))), expected)
     assert there.checksum() == here.checksum()
     assert there.pixels("none") == here.pixels("none")

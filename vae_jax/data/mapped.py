@@ -96,7 +96,7 @@ class MappedImages:
             if scattered and hasattr(os, "posix_fadvise"):
                 # By itself the system reads one image after the other, and up to megabytes around each.
                 mapped.madvise(mmap.MADV_RANDOM)
-                for image in chosen.tolist():
+                for image in (chosen % self._file_shape[0]).tolist():  # negative ones count from the end
                     os.posix_fadvise(file.fileno(), self._offset + image * size, size, os.POSIX_FADV_WILLNEED)
         return np.ndarray((self._file_shape[0], row), self.dtype, mapped, self._offset)
 
