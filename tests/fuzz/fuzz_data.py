@@ -114,6 +114,10 @@ def archive(files: dict[str, bytes], rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
+def gzipped(content: bytes) -> bytes:
+    return gzip.compress(content, 1, mtime=0)  # without the time, so that a seed always gives the same inputs
+
+
 def write_idx(folder: Path, rng: np.random.Generator) -> Path:
     files = sound_idx(rng)
     victim = str(rng.choice(IDX_NAMES))
@@ -121,9 +125,9 @@ def write_idx(folder: Path, rng: np.random.Generator) -> Path:
         path = folder / name
         if rng.random() < 0.3:
             path, inner = folder / f"{name}.gz", damaged(content, rng) if name == victim else content
-            packed = gzip.compress(inner, 1, mtime=0)
+            packed = gzipped(inner)
             # The damage is in the archive, or in what a sound archive holds.
-            content = damaged(gzip.compress(content, 1), rng) if name == victim and rng.random() < 0.5 else packed
+            content = damaged(gzipped(content), rng) if name == victim and rng.random() < 0.5 else packed
         elif name == victim:
             content = damaged(content, rng)
         path.write_bytes(content)
@@ -208,11 +212,7 @@ def write_csv(folder: Path, rng: np.random.Generator) -> Path:
 
 def write_csv_gz(folder: Path, rng: np.random.Generator) -> Path:
     content = sound_csv(rng)
-    packed = (
-        damaged(gzip.compress(content, mtime=0), rng)
-        if rng.random() < 0.7
-        else gzip.compress(damaged(content, rng), mtime=0)
-    )
+    packed = damaged(gzipped(content), rng) if rng.random() < 0.7 else gzipped(damaged(content, rng))
     (folder / "train.csv.gz").write_bytes(packed)
     return folder / "train.csv.gz"
 

@@ -13,7 +13,7 @@ import numpy as np
 PIECE = 64 << 20
 # Images that are read through one map; the system maps up to 64 kilobytes around each.
 MAPPED = 2048
-# Images further apart than this many bytes are asked for one by one: Linux reads at least as much around each.
+# Where images lie further apart than this many bytes, each is asked for by itself: Linux would read as much around it.
 READ_AROUND = 128 << 10
 
 
