@@ -437,6 +437,10 @@ def test_an_npy_file_holds_the_images_alone(tmp_path):
     np.save(tmp_path / "set.npy", TRAIN)
     dataset = load(tmp_path / "set.npy")
     assert len(dataset.train_images) == 6 and len(dataset.test_images) == 1 and dataset.train_labels is None
+    for content in (b"", b"text"):
+        (tmp_path / "set.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"set\.npy: is not an \.npy file; expected a file written by numpy\.save;"):
+            load(tmp_path / "set.npy")
 
 
 def test_idx_folders_as_people_have_them(tmp_path):

@@ -53,6 +53,10 @@ def load(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
             if file.read(6) == b"\x93NUMPY":
                 file.seek(0)
                 return {"train_images": _read(file, str(path), size, max_bytes)}
+        if path.suffix.lower() == ".npy" and not zipfile.is_zipfile(path):
+            raise DataError(
+                f"{path}: is not an .npy file; expected a file written by numpy.save; write or get it again"
+            )
         with zipfile.ZipFile(path) as archive:
             members = _members(archive)
             arrays = {}
