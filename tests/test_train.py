@@ -74,7 +74,7 @@ def test_what_a_run_leaves_behind(command):
         "checkpoint_every": 60.0, "matmul_precision": "highest", "init": None,
         "learning_rate_schedule": "constant", "patience": 0, "keep": "last", "shards": 1, "devices": None,
         "coordinator": None, "processes": None, "process": None, "initialization_timeout": 60, "heartbeat": 30.0,
-        "image_size": None, "grey": False, "stream": "auto",
+        "image_size": None, "grey": False, "stream": "auto", "image_order": "shuffled",
         "adam_b1": 0.9, "adam_eps": 1e-8, "hidden_dims": [], "activation": "relu", "initialization": "torch",
         "model": None, "model_options": "{}", "objective": "elbo", "training_samples": 1, "kl_warmup": 0,
         "image_shape": [28, 28], "pixels": "grey",

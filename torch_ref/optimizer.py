@@ -1,6 +1,6 @@
 """Reads a PyTorch training checkpoint, `{"model": ..., "optimizer": adam.state_dict()}`, for JAX to continue from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ from vae_jax.system.errors import WeightsError
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state", "optimizer_state_dict")
 # JAX counts steps in an int32, which has to leave room for further ones.
 MAX_STEPS = 10**9
-# The settings with which `vae_jax.adam` computes the same steps.
-SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
+# With these settings `vae_jax.adam` computes the same steps, whatever the rate, the first beta and epsilon.
+SETTINGS = {"weight_decay": 0, "amsgrad": False, "maximize": False}
+B2 = 0.999
 # Other entries of a group, by torch.optim.Adam, AdamW or a schedule, that change no step.
-PASSIVE = {"lr", "params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
+PASSIVE = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
 PASSIVE |= {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
@@ -28,7 +29,15 @@ class Adam(NamedTuple):
     count: int  # steps taken  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Params  # means of the gradients, with the shapes and the type of the parameters
     nu: Params  # means of their squares
+    settings: "Settings"
+
+
+class Settings(NamedTuple):
+    """What Adam takes, in PyTorch's words; b2 is always 0.999."""
+
     learning_rate: float
+    b1: float
+    eps: float
 
 
 class Checkpoint(NamedTuple):
@@ -38,24 +47,25 @@ class Checkpoint(NamedTuple):
     adam: Adam | None
 
 
-def load_checkpoint(path: Path | str) -> Checkpoint:
+def load_checkpoint(path: Path | str, as_params: Callable[[StateDict], dict[str, Any]] = to_params) -> Checkpoint:
     """Reads a model and the state of its Adam. The file need not be trusted: no code in it is run.
 
     Args:
       path: A file that `convert.load` reads. A checkpoint's dict may have `torch.optim.Adam.state_dict()` under one of
         `OPTIMIZER_KEYS`. It may also hold other tensors, numbers, texts, lists and dicts, which are ignored.
+      as_params: Makes the parameter tree of a state dict; by default that of the documented model.
 
     Returns:
       The model, and Adam's state or None, both in the form of the parameter tree.
 
     Raises:
       WeightsError: The file does not hold this model, or `vae_jax.adam` cannot continue its optimizer exactly: it has
-        other settings, or an entry that is missing, unknown, or of a wrong shape, type or value.
+        settings that JAX's has not, or an entry that is missing, unknown, or of a wrong shape, type or value.
     """
     with convert.explain_errors(path):
         entries = convert.read(path)
         state_dict = model_of(entries)
-        params = to_params(state_dict)
+        params = as_params(state_dict)
         for key, entry in entries.items():
             if key not in OPTIMIZER_KEYS and isinstance(entry, Mapping) and "param_groups" in entry:
                 raise WeightsError(f"key {key:.80}: is an optimizer; expected it under {', '.join(OPTIMIZER_KEYS)}")
@@ -65,19 +75,19 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         if not found:
             return Checkpoint(params, None)
         try:
-            return Checkpoint(params, _adam(entries[found[0]], state_dict))
+            return Checkpoint(params, _adam(entries[found[0]], state_dict, as_params))
         except WeightsError as error:
             raise WeightsError(
                 f"{found[0]}: {error}; `python -m torch_ref.convert IN.pth OUT.pth` keeps the model alone"
             ) from None
 
 
-def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
+def _adam(optimizer: Any, state_dict: StateDict, as_params: Callable[[StateDict], dict[str, Any]]) -> Adam:
     state, groups = (_of(dict, optimizer, "it").get(key) for key in ("state", "param_groups"))
-    learning_rate = _learning_rate(_of(list, groups, "param_groups"), list(state_dict))
+    settings = _settings(_of(list, groups, "param_groups"), list(state_dict))
     if not _of(dict, state, "state"):  # before the first step
         zeros = {key: torch.zeros_like(tensor) for key, tensor in state_dict.items()}
-        return Adam(0, to_params(zeros), to_params(zeros), learning_rate)
+        return Adam(0, as_params(zeros), as_params(zeros), settings)
     _require_keys(state, range(len(state_dict)), "state")
     counts = []
     mu: StateDict = {}
@@ -94,43 +104,51 @@ def _adam(optimizer: Any, state_dict: StateDict) -> Adam:
         nu[key] = _average(entry["exp_avg_sq"], parameter, f"{where}.exp_avg_sq ({key})")
         if (nu[key] < 0).any():
             raise WeightsError(f"{where}.exp_avg_sq ({key}) holds negative values; expected means of squares")
-    return Adam(counts[0], to_params(mu), to_params(nu), learning_rate)
+    return Adam(counts[0], as_params(mu), as_params(nu), settings)
 
 
-def _learning_rate(groups: list[Any], parameters: list[str]) -> float:
-    """Checks the settings of all groups, and returns their learning rate."""
+def _settings(groups: list[Any], parameters: list[str]) -> Settings:
+    """Checks the settings of all groups, which have to be the same, and returns those that may be any."""
     if not 0 < len(groups) <= len(parameters):
         raise WeightsError(f"has {len(groups)} param_groups; expected one, or several with the same settings")
     numbers: list[Any] = []
     names: list[Any] = []
-    rates: list[float] = []
+    found: list[Settings] = []
     for index, group in enumerate(groups):
         where = f"param_groups[{index}]"
         _of(dict, group, where)
-        for name, expected in SETTINGS.items():
-            # Before 1.12, PyTorch's Adam had no `maximize`.
-            found = group.get(name, False if name == "maximize" else None)
-            if found is None:
-                raise WeightsError(f"{where}.{name} is missing; expected the state of torch.optim.Adam")
-            if not _is_plain(found) or found != expected:
-                raise WeightsError(f"{where}.{name} is {_shown(found)}; expected {expected}, as JAX trains")
-        if unknown := group.keys() - SETTINGS - PASSIVE:
-            raise WeightsError(
-                f"{where}.{min(map(str, unknown)):.80} is unknown; expected the state of torch.optim.Adam"
-            )
-        rate = _number(group.get("lr"))
-        if type(rate) not in (int, float) or not 0 < rate <= FLOAT32_MAX:
-            raise WeightsError(f"{where}.lr is {_shown(rate)}; expected a finite number above 0")
-        rates.append(float(rate))
-        if rates[-1] != rates[0]:
-            raise WeightsError(f"{where}.lr is {rate}; expected {rates[0]}, as in param_groups[0]")
+        found.append(_settings_of(group, where))
+        for name, value, first in zip(("lr", "betas[0]", "eps"), found[-1], found[0], strict=True):
+            if value != first:
+                raise WeightsError(f"{where}.{name} is {value}; expected {first}, as in param_groups[0]")
         numbers += _of(list, group.get("params"), f"{where}.params")
         names += _of(list, group.get("param_names", []), f"{where}.param_names")
     if numbers != list(range(len(parameters))):
         raise WeightsError(f"param_groups have other params than 0 to {len(parameters) - 1} in this order")
     if names and names != parameters:
         raise WeightsError("param_groups have other param_names than the keys of the model in their order")
-    return rates[0]
+    return found[0]
+
+
+def _settings_of(group: Mapping[Any, Any], where: str) -> Settings:
+    for name in ("betas", "eps", *SETTINGS):
+        # Before 1.12, PyTorch's Adam had no `maximize`.
+        if group.get(name, False if name == "maximize" else None) is None:
+            raise WeightsError(f"{where}.{name} is missing; expected the state of torch.optim.Adam")
+    for name, expected in SETTINGS.items():
+        value = group.get(name, False)
+        if not _is_plain(value) or value != expected:
+            raise WeightsError(f"{where}.{name} is {_shown(value)}; expected {expected}, as JAX trains")
+    if unknown := group.keys() - SETTINGS - PASSIVE - {"lr", "betas", "eps"}:
+        raise WeightsError(f"{where}.{min(map(str, unknown)):.80} is unknown; expected the state of torch.optim.Adam")
+    rate, betas, eps = _number(group.get("lr")), group["betas"], _number(group["eps"])
+    for name, value in (("lr", rate), ("eps", eps)):
+        if type(value) not in (int, float) or not 0 < value <= FLOAT32_MAX:
+            raise WeightsError(f"{where}.{name} is {_shown(value)}; expected a finite number above 0")
+    betas = tuple(betas) if type(betas) is list else betas
+    if not (type(betas) is tuple and _is_plain(betas)) or not 0 <= betas[0] < 1 or betas[1] != B2:
+        raise WeightsError(f"{where}.betas is {_shown(betas)}; expected a number from 0 to 1, and {B2}, as JAX trains")
+    return Settings(float(rate), float(betas[0]), float(eps))
 
 
 def _count(step: Any, where: str) -> int:

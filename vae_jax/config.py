@@ -35,6 +35,8 @@ Precision = Literal["highest", "high", "default"]
 Layout = Literal["documented", "fc-mu", "pytorch-examples"]
 # How the learning rate changes over a run.
 LearningRateSchedule = Literal["constant", "cosine", "exponential", "warmup-cosine", "burda2015"]
+# In which order an epoch takes the training images.
+ImageOrder = Literal["shuffled", "stored"]
 # What a hidden layer applies to its sums.
 Activation = Literal["relu", "tanh", "elu", "silu"]
 # How weights are drawn at the start: as PyTorch does, or Glorot and Bengio.
@@ -198,6 +200,8 @@ class Recipe(SharedRecipe):
 
     shards: int = bounded(1, 1, INT32_MAX)
     """Equal parts of each batch, for several devices; the model depends on this number, not on that of the devices."""
+    image_order: ImageOrder = "shuffled"
+    """Order of the training images: drawn anew for every epoch (shuffled), or as they are in the set (stored)."""
     learning_rate_schedule: LearningRateSchedule = "constant"
     """The rate over the run: falls to 0 (cosine) or to 1/100 (exponential); warmup-cosine first rises for 5 percent;
     burda2015 divides it by 10^(1/7) after 1, 4, 13, 40, 121, 364 and 1093 epochs."""

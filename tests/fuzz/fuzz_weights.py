@@ -415,9 +415,10 @@ def check(path: Path, whole: bool) -> str:
     if isinstance(read, optimizer.Checkpoint):
         check_params(convert.to_state_dict(read.params))
         if read.adam:
-            count, mu, nu, learning_rate = read.adam
+            count, mu, nu, (learning_rate, b1, eps) = read.adam
             assert type(count) is int and 0 <= count < 2**31, count
-            assert type(learning_rate) is float and 0 < learning_rate < float("inf"), learning_rate
+            assert all(type(value) is float and 0 < value < float("inf") for value in (learning_rate, eps))
+            assert type(b1) is float and 0 <= b1 < 1, b1
             shapes = [
                 {key: (tensor.shape, tensor.dtype) for key, tensor in convert.to_state_dict(tree).items()}
                 for tree in (read.params, mu, nu)

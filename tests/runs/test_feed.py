@@ -1,10 +1,13 @@
-"""The steps of an epoch in chunks."""
+"""The steps of an epoch: the order of its images, and chunks."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from vae_jax import TrainConfig, create_state
+from vae_jax import TrainConfig, create_state, fit, split_batches, sweep, train_epoch
+from vae_jax.config import SweepOptions
 from vae_jax.runs.feed import CHUNK_FLOPS, chunk_steps, step_cost, step_flops
 
 
@@ -43,3 +46,23 @@ def test_a_step_costs_what_its_samples_and_convolutions_cost():
     one, five = (create_state(TrainConfig(hidden_dim=8, training_samples=k)) for k in (1, 5))
     assert step_cost(five, 128, 784) > 4 * step_cost(one, 128, 784)
     assert step_cost(create_state(TrainConfig(), 784, Convolution()), 128, 784) > 2 * 2 * 128 * 784 * 225
+
+
+def test_images_in_the_order_of_the_set(tmp_path, options, few_images):
+    config = options(tmp_path / "memory", image_order="stored", epochs=2, checkpoint_every=60.0)
+    state, _ = fit(config)
+    expected = create_state(config)
+    images = jnp.asarray(few_images.train_images.reshape(600, -1))
+    for _ in range(2):
+        expected, _ = train_epoch(expected, images, split_batches(jnp.arange(600), 128))
+    for found, right in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(found, right, atol=1e-6)
+    streamed = options(tmp_path / "streamed", image_order="stored", epochs=2, stream="always")
+    fit(streamed)
+    assert streamed.export.read_bytes() == config.export.read_bytes()
+    # Models that differ in it alone do not train as one.
+    recipes = [options(tmp_path, image_order=order) for order in ("stored", "shuffled")]
+    stacks, _ = sweep(recipes, SweepOptions(epochs=2, at_once=2, workdir=tmp_path / "sweep"))
+    for stack, same in zip(stacks, (True, False), strict=True):
+        for found, right in zip(jax.tree.leaves(stack.params), jax.tree.leaves(expected.params), strict=True):
+            assert np.allclose(found[0], right, atol=1e-6) == same

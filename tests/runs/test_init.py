@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from tests.runs.small_runs import metrics, require_same
-from torch_ref import convert
-from torch_ref.model import VAE
-from vae_jax import fit
+from tests.runs.test_own_model import Linear
+from torch_ref import convert, rules
+from torch_ref.model import MLP, VAE
+from vae_jax import MLP as FlaxMLP
+from vae_jax import VAE as FlaxVAE
+from vae_jax import InputError, fit
+from vae_jax.core.modules import shapes_of
 from vae_jax.runs.progress import initial_progress, read_init
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -51,26 +55,46 @@ def test_the_file_is_known_by_what_it_holds(tmp_path, options, undisturbed, comm
     fit(dataclasses.replace(config, init=init, epochs=2))
 
 
-def test_init_with_adam(tmp_path, options, undisturbed, capsys):
+def test_init_of_a_model_of_ones_own(tmp_path, options, few_images):
+    first = options(tmp_path / "first", epochs=1)
+    fit(first, few_images, Linear())
+    still = options(tmp_path / "still", epochs=1, learning_rate=1e-30, init=first.export)
+    fit(still, few_images, Linear())
+    assert still.export.read_bytes() == first.export.read_bytes()
+    with pytest.raises(InputError, match=r"vae.pth: key down.weight: has shape \[8, 784\]; expected \[10, 784\]"):
+        fit(options(tmp_path / "other", init=first.export), few_images, Linear(latent_dim=5))
+
+
+@pytest.mark.parametrize(
+    ("model", "torch_model"),
+    [
+        (FlaxVAE(16, 4), VAE(16, 4)),
+        (FlaxMLP((16,), 4, activation="tanh"), MLP((16,), 4, activation="tanh")),
+        (FlaxMLP((16, 8), 4), MLP((16, 8), 4)),
+    ],
+)
+def test_init_with_adam(model, torch_model, tmp_path, options, capsys):
     # PyTorch's Adam after 7 steps, in which each parameter is its own gradient.
-    model = VAE(16, 4)
-    model.load_state_dict(convert.load(undisturbed.export))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    optimizer = torch.optim.Adam(torch_model.parameters(), lr=0.001, betas=(0.5, 0.999), eps=1e-4)
     for _ in range(7):
-        for parameter in model.parameters():
+        for parameter in torch_model.parameters():
             parameter.grad = parameter.detach().clone()
         optimizer.step()
     file = tmp_path / "torch.pth"
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    config = options(tmp_path, init=file)
-    state = initial_progress(config, 784, 600, init=read_init(config, 784)).state
+    torch.save({"model": torch_model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    config = options(tmp_path, init=file, adam_b1=0.5, adam_eps=1e-4)
+    state = initial_progress(config, 784, 600, model, read_init(config, 784, model)).state
     assert capsys.readouterr().out == f"{file}: training starts from its weights; Adam continues after 7 steps\n"
     assert int(state.step) == 0 and int(state.opt_state.count) == 7
-    for name, tree in (("exp_avg", state.opt_state.mu), ("exp_avg_sq", state.opt_state.nu)):
-        keys = model.state_dict()
-        moments = {key: optimizer.state_dict()["state"][number][name] for number, key in enumerate(keys)}
-        expected = convert.to_params(moments)
-        assert jax.tree.all(jax.tree.map(lambda found, right: bool((found == right).all()), tree, expected))
+    moments = optimizer.state_dict()["state"]
+    keys, like = torch_model.state_dict(), shapes_of(model, 784)
+    for tree, found in (
+        (keys, state.params),
+        ({key: moments[number]["exp_avg"] for number, key in enumerate(keys)}, state.opt_state.mu),
+        ({key: moments[number]["exp_avg_sq"] for number, key in enumerate(keys)}, state.opt_state.nu),
+    ):
+        expected = rules.to_params(tree, like)
+        assert jax.tree.all(jax.tree.map(lambda ours, right: bool((ours == right).all()), found, expected))
 
 
 def test_refusals(tmp_path, options, undisturbed, command):
@@ -96,6 +120,14 @@ def test_refusals(tmp_path, options, undisturbed, command):
             {"init": tmp_path / "adam.pth"},
             f"--init {tmp_path}/adam.pth: its Adam has --learning-rate 0.01; expected 0.001;"
             " give the option that it needs\n",
+        ),
+        (
+            {"init": tmp_path / "adam.pth", "learning_rate": 0.01, "adam_eps": 1e-4},
+            f"--init {tmp_path}/adam.pth: its Adam has --adam-eps 1e-08; expected 0.0001;",
+        ),
+        (
+            {"init": tmp_path / "adam.pth", "learning_rate": 0.01, "adam_b1": 0.5},
+            f"--init {tmp_path}/adam.pth: its Adam has --adam-b1 0.9; expected 0.5;",
         ),
     ):
         code, _, error = command(dataclasses.replace(config, **changes))

@@ -22,7 +22,7 @@ CHANGES = {
     "hidden_dim": 17, "latent_dim": 5, "batch_size": 100, "learning_rate": 0.002, "beta": 2.0, "seed": 1,
     "binarize": "threshold", "matmul_precision": "high", "init": Path("other.pth"),
     "learning_rate_schedule": "cosine", "shards": 2, "adam_b1": 0.5, "adam_eps": 1e-4, "activation": "tanh",
-    "initialization": "glorot", "training_samples": 2, "kl_warmup": 1,
+    "initialization": "glorot", "training_samples": 2, "kl_warmup": 1, "image_order": "stored",
 }  # fmt: skip
 # Which do not go with these, or name a module: test_own_model.
 OTHERS = {"objective", "hidden_dims", "model", "model_options"}

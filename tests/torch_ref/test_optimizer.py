@@ -62,7 +62,7 @@ def test_a_checkpoint_is_read_bit_for_bit(layout, new_format, tmp_path):
     read = load_checkpoint(path)
     assert_equal_trees(read.params, convert.to_params(model.state_dict()))
     assert read.adam is not None
-    assert (read.adam.count, read.adam.learning_rate) == (3, 1e-3)
+    assert (read.adam.count, read.adam.settings) == (3, (1e-3, 0.9, 1e-8))
     assert_equal_trees(read.adam.mu, averages(model, optimizer, "exp_avg"))
     assert_equal_trees(read.adam.nu, averages(model, optimizer, "exp_avg_sq"))
     # The model alone is read out of it too.
@@ -94,7 +94,7 @@ def test_an_optimizer_that_has_not_stepped(tmp_path):
     torch.save(checkpoint(model, optimizer), tmp_path / "a.pth")
     read = load_checkpoint(tmp_path / "a.pth")
     assert read.adam is not None
-    assert (read.adam.count, read.adam.learning_rate) == (0, 0.25)
+    assert (read.adam.count, read.adam.settings) == (0, (0.25, 0.9, 1e-8))
     for tree in (read.adam.mu, read.adam.nu):
         assert_equal_trees(tree, jax.tree.map(np.zeros_like, read.params))
 
@@ -112,8 +112,8 @@ def test_adamw_without_decay_and_equal_groups_are_adam(tmp_path):
         assert read.adam is not None and read.adam.count == count
 
 
-def test_what_changes_no_step_is_passed_over(tmp_path):
-    model, optimizer = stepped(lr=torch.tensor(1e-3))
+def test_settings_are_read_and_what_changes_no_step_is_passed_over(tmp_path):
+    model, optimizer = stepped(lr=torch.tensor(1e-3), betas=(0.5, 0.999), eps=1e-4)
     content = {
         "model_state": model.state_dict(),
         "optimizer_state": optimizer.state_dict(),
@@ -123,11 +123,12 @@ def test_what_changes_no_step_is_passed_over(tmp_path):
         "name": "all",
         "max_lr": 0.1,
         "param_names": list(model.state_dict()),
+        "betas": [0.5, 0.999],
     }
     torch.save(content, tmp_path / "a.pth")
     read = load_checkpoint(tmp_path / "a.pth")
     assert read.adam is not None
-    assert (read.adam.count, read.adam.learning_rate) == (3, pytest.approx(1e-3))
+    assert (read.adam.count, read.adam.settings) == (3, pytest.approx((1e-3, 0.5, 1e-4)))
     torch.save({"model": model.state_dict(), "optimizer": None}, tmp_path / "b.pth")
     assert load_checkpoint(tmp_path / "b.pth").adam is None
 
@@ -165,12 +166,15 @@ def negative(content):
     content["optimizer"]["state"][1]["exp_avg_sq"][0] = -1
 
 
-def two_groups(content):
-    group = content["optimizer"]["param_groups"][0]
-    content["optimizer"]["param_groups"] = [
-        group | {"params": [*range(4)]},
-        group | {"params": [*range(4, 10)], "lr": 1.0},
-    ]
+def two_groups(**settings):
+    def change(content):
+        group = content["optimizer"]["param_groups"][0]
+        content["optimizer"]["param_groups"] = [
+            group | {"params": [*range(4)]},
+            group | {"params": [*range(4, 10)]} | settings,
+        ]
+
+    return change
 
 
 def replaced(**entries):
@@ -179,8 +183,12 @@ def replaced(**entries):
 
 # What is done to a good checkpoint, and what the refusal says.
 BAD = {
-    "betas": (group(betas=(0.5, 0.999)), r"optimizer: param_groups\[0\].betas is \(0.5, 0.999\); expected \(0.9,"),
-    "eps": (group(eps=1e-7), r"param_groups\[0\].eps is 1e-07; expected 1e-08"),
+    "b1": (group(betas=(1.0, 0.999)), r"optimizer: param_groups\[0\].betas is \(1.0, 0.999\); expected a number"),
+    "b2": (group(betas=(0.9, 0.99)), r"param_groups\[0\].betas is \(0.9, 0.99\); expected .* and 0.999"),
+    "one beta": (group(betas=0.9), r"param_groups\[0\].betas is 0.9; expected"),
+    "eps": (group(eps=0.0), r"param_groups\[0\].eps is 0.0; expected a finite number above 0"),
+    "two eps": (two_groups(eps=1e-7), r"param_groups\[1\].eps is 1e-07; expected 1e-08, as in param_groups\[0\]"),
+    "two betas": (two_groups(betas=(0.5, 0.999)), r"param_groups\[1\].betas\[0\] is 0.5; expected 0.9, as in"),
     "decay": (group(weight_decay=0.01), r"param_groups\[0\].weight_decay is 0.01; expected 0"),
     "amsgrad": (group(amsgrad=True), r"param_groups\[0\].amsgrad is True; expected False"),
     "maximize": (group(maximize=True), r"param_groups\[0\].maximize is True; expected False"),
@@ -189,7 +197,7 @@ BAD = {
     "rate": (group(lr=-1.0), r"param_groups\[0\].lr is -1.0; expected a finite number above 0"),
     "infinite rate": (group(lr=float("inf")), r"param_groups\[0\].lr is inf"),
     "two rates in one": (group(lr=torch.tensor([1e-3, 1e-3])), r"param_groups\[0\].lr is Tensor"),
-    "two rates": (two_groups, r"param_groups\[1\].lr is 1.0; expected 0.001, as in param_groups\[0\]"),
+    "two rates": (two_groups(lr=1.0), r"param_groups\[1\].lr is 1.0; expected 0.001, as in param_groups\[0\]"),
     "no groups": (lambda content: content["optimizer"].update(param_groups=[]), "has 0 param_groups"),
     "other order": (group(params=[*range(9, -1, -1)]), "param_groups have other params than 0 to 9"),
     "fewer": (group(params=[0, 1]), "param_groups have other params than 0 to 9"),
@@ -262,13 +270,13 @@ def test_jax_goes_on_where_pytorch_stopped(dtype, tolerance, layout, tmp_path):
 
         read = load_checkpoint(tmp_path / "half.pth")
         assert read.adam is not None
-        count, mu, nu, learning_rate = read.adam
-        assert (count, learning_rate) == (steps, 1e-3)
+        count, mu, nu, settings = read.adam
+        assert (count, settings) == (steps, (1e-3, 0.9, 1e-8))
         params, mu, nu = jax.tree.map(jnp.asarray, (read.params, mu, nu))
         opt_state = optax.ScaleByAdamState(jnp.int32(count), mu, nu)
         state = state.replace(step=jnp.int32(count), params=params, opt_state=opt_state)
         # 1e-3 of a float32 differs from that of a float64.
-        rates = {"beta": jnp.asarray(1, dtype), "learning_rate": jnp.asarray(learning_rate, dtype)}
+        rates = {"beta": jnp.asarray(1, dtype), "learning_rate": jnp.asarray(settings.learning_rate, dtype)}
         state = state.replace(**rates)
         state, _ = train_epoch(state, jnp.asarray(images), jnp.asarray(batches[steps:]))
 

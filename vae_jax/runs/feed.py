@@ -139,6 +139,7 @@ class Feed:
         self._test = Source(test_images, config.binarize, self._key, "test", mesh, stream)
         self.train_count, self.test_count = self._train.count, self._test.count
         self.first_test_images = self._test.first(FIRST)
+        self._order = config.image_order
         self.image_shape = dataset.image_shape
         self.pixels: Pixels = dataset.pixels(config.binarize)
         # A set smaller than a batch makes a smaller batch, of equal shards all the same.
@@ -209,7 +210,7 @@ class Feed:
 
     def chunks(self, epoch: int, skip: int = 0, show: bool = True) -> Iterator[Chunk]:
         """The steps of an epoch after the first `skip`, with a progress bar where there is a terminal, if `show`."""
-        batches = self._shuffle(epoch)
+        batches = self.batches(epoch)
         hidden = None if show else True
         bar = tqdm(
             total=self.train_count, unit=" images", unit_scale=True, desc=f"epoch {epoch}", leave=False, disable=hidden
@@ -220,8 +221,10 @@ class Feed:
                     bar.update(chunk.steps.start * self.batch_size - bar.n)
                 yield chunk
 
-    def _shuffle(self, epoch: int) -> Int[np.ndarray, "steps batch"]:
-        """The batches of an epoch: `steps.shuffled_batches`."""
+    def batches(self, epoch: int) -> Int[np.ndarray, "steps batch"]:
+        """The numbers of the images in each batch of an epoch: `steps.shuffled_batches`, or all in their order."""
+        if self._order == "stored":
+            return np.asarray(steps.split_batches(jnp.arange(self.train_count), self.batch_size))
         found = np.asarray(self._programs["shuffle"].result()(self._key, epoch))
         if not self._train.streamed:
             return found

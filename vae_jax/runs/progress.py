@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -18,10 +19,11 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from vae_jax.config import TrainConfig
+from vae_jax.config import TrainConfig, option_name
 from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
-from vae_jax.core.model import VAE, Params
+from vae_jax.core.model import MLP, VAE, Params
+from vae_jax.core.modules import shapes_of, transposed_layers
 from vae_jax.runs.feed import Chunk, Feed
 from vae_jax.runs.metrics import EpochMetrics, average, how_far, out_of_patience, require_finite
 from vae_jax.runs.trained import require_float32
@@ -169,13 +171,13 @@ def initial_progress(
     return Progress(state)
 
 
-def read_init(config: TrainConfig, pixels: int, model: nn.Module | None = None) -> TorchCheckpoint | None:
+def read_init(config: TrainConfig, pixels: int, model: nn.Module) -> TorchCheckpoint | None:
     """Reads the file that `--init` names, if it names one.
 
     Args:
       config: The options of the run.
       pixels: Pixels of an image.
-      model: The module of the run; by default the documented one, which is all that such a file can hold.
+      model: The module of the run.
 
     Raises:
       InputError: It cannot be used, or does not go with the other options.
@@ -183,27 +185,33 @@ def read_init(config: TrainConfig, pixels: int, model: nn.Module | None = None) 
     path = config.init
     if path is None:
         return None
-    if model is not None and type(model) is not VAE:
-        raise InputError(
-            f"--init {path}: expected the documented model in the run, found {type(model).__name__}; leave --init out"
-        )
     with defer_signals():  # half an import would break the process for good; torch takes a second
+        from torch_ref import rules
         from torch_ref.optimizer import load_checkpoint
 
-    init = load_checkpoint(path)
-    encoder = init.params["encoder"]
-    found = (*encoder["fc1"]["kernel"].shape, len(encoder["fc2_mu"]["bias"]))
-    if found != (pixels, config.hidden_dim, config.latent_dim):
-        raise InputError(
-            f"--init {path}: holds a model of {found[0]} pixels, --hidden-dim {found[1]} and --latent-dim"
-            f" {found[2]}; expected {pixels}, {config.hidden_dim} and {config.latent_dim}; give the options that it"
-            " needs"
-        )
-    if init.adam is not None and np.float32(init.adam.learning_rate) != np.float32(config.learning_rate):
-        raise InputError(
-            f"--init {path}: its Adam has --learning-rate {init.adam.learning_rate}; expected"
-            f" {config.learning_rate}; give the option that it needs"
-        )
+    widths = (model.hidden_dim,) if type(model) is VAE else model.hidden_dims if type(model) is MLP else ()
+    if len(widths) == 1:
+        init = load_checkpoint(path)  # in any known layout
+        encoder = init.params["encoder"]
+        found = (*encoder["fc1"]["kernel"].shape, len(encoder["fc2_mu"]["bias"]))
+        expected = (pixels, *widths, model.latent_dim)
+        if found != expected:
+            raise InputError(
+                f"--init {path}: holds a model of {found[0]} pixels, --hidden-dim {found[1]} and --latent-dim"
+                f" {found[2]}; expected {expected[0]}, {expected[1]} and {expected[2]}; give the options that it needs"
+            )
+    else:
+        like, transposed = shapes_of(model, pixels), transposed_layers(model, pixels)
+        init = load_checkpoint(path, partial(rules.to_params, like=like, transposed=transposed))
+    if init.adam is not None:
+        options = ("learning_rate", "adam_b1", "adam_eps")
+        for name, found in zip(options, init.adam.settings, strict=True):
+            expected = getattr(config, name)
+            if np.float32(found) != np.float32(expected):
+                raise InputError(
+                    f"--init {path}: its Adam has --{option_name(name)} {found}; expected {expected}; give the option"
+                    " that it needs"
+                )
     moments = () if init.adam is None else (init.adam.mu, init.adam.nu)
     require_float32(f"--init {path}", jax.tree.leaves((init.params, moments)))
     return init

@@ -63,7 +63,7 @@ class Trainer:
         """What two models have in common exactly when one program trains both."""
         blank = jax.eval_shape(lambda: self.create(config))
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(blank))
-        return jax.tree.structure(blank), shapes, config.batch_size, config.matmul_precision
+        return jax.tree.structure(blank), shapes, config.batch_size, config.matmul_precision, config.image_order
 
     def state_bytes(self, config: TrainConfig) -> int:
         """Bytes of the parameters and of Adam's two moments."""
