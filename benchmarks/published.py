@@ -17,11 +17,15 @@ import tyro
 
 from benchmarks import report
 from benchmarks.report import Report
-from vae_jax.config import Objective, Options, TrainConfig, bounded
+from vae_jax.config import FLOAT32_MAX, ImageOrder, Objective, Options, TrainConfig, bounded, option_name
+from vae_jax.runs.sweep_folder import short
 from vae_jax.system import command_line
 from vae_jax.system.files import replacing, require_writable
 
 Cell = Literal["vae-1", "vae-5", "vae-50", "iwae-1", "iwae-5", "iwae-50"]
+DecoderBias = Literal["zero", "data-mean"]
+# Where the paper's code (https://github.com/yburda/iwae) does what the paper does not say.
+VARIATIONS = ("adam_b1", "second_moments", "decoder_bias", "train_images", "image_order")
 FULL_PASSES = sum(3**i for i in range(8))
 # log p(x) is estimated from so many samples an image.
 SAMPLES = 5000
@@ -60,7 +64,15 @@ class PublishedConfig(Options):
     passes: int = bounded(FULL_PASSES, 1)
     """Stop burda2015 after so many passes over the training images; 3,280 are the paper's."""
     adam_b1: float = bounded(0.9, 0, 0.999999)
-    """Adam's decay of mean gradients in burda2015: the paper says nothing, its code has 0.99."""
+    """Adam's decay of mean gradients in burda2015: the paper says 0.9, its code has 0.99."""
+    second_moments: float = bounded(0.0, 0, FLOAT32_MAX)
+    """What Adam's means of squares start from in burda2015: 0 as usual, or 1 as in the paper's code."""
+    decoder_bias: DecoderBias = "zero"
+    """The decoder's last bias at the start of burda2015: 0, or the logits of the mean image as in the paper's code."""
+    train_images: int = bounded(60_000, 1, 60_000)
+    """Train burda2015 on the first so many images: all, or 59,600 as in the paper's code."""
+    image_order: ImageOrder = "shuffled"
+    """Their order in burda2015: drawn anew in each pass, or as they are stored, as in the paper's code."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = bounded((), 0, 2**32 - 1)
     """Seeds; by default 0 for burda2015, and 0 to 4 for pytorch-examples."""
     at_once: int = bounded(1, 1, 64)
@@ -104,36 +116,89 @@ class Run(NamedTuple):
 
 
 def burda2015(config: PublishedConfig, cell: Cell, seed: int) -> Run:
-    """A cell of table 1: 784-200-200-50, tanh, the decoder in reverse.
+    """A cell of table 1: 784-200-200-50, tanh, the decoder in reverse. Writes what it starts from, if that is unusual.
 
-    What the paper leaves open is as usual in this program: the KL divergence of the VAE in closed form, the decoder's
-    bias at 0, second moments from 0, all 60,000 images, shuffled.
+    What the paper leaves open is as usual in this program, unless the options say otherwise: the KL divergence of the
+    VAE in closed form, the decoder's bias at 0, second moments from 0, all 60,000 images, shuffled.
     """
     kind, samples = cell.split("-")
     objective: Objective = "iwae" if kind == "iwae" else "elbo"
-    decay = "" if config.adam_b1 == 0.9 else f"-b1-{config.adam_b1}"
-    folder = config.workdir / f"burda2015-{cell}{decay}-seed-{seed}"
-    return Run(
-        config.table,
-        cell + decay,
-        TrainConfig(
-            binarize="dynamic",
-            batch_size=20,
-            learning_rate_schedule="burda2015",
-            adam_b1=config.adam_b1,
-            adam_eps=1e-4,
-            hidden_dims=(200, 200),
-            latent_dim=50,
-            activation="tanh",
-            initialization="glorot",
-            objective=objective,
-            training_samples=int(samples),
-            seed=seed,
-            epochs=config.passes,
-            workdir=folder,
-            export=folder / "vae.pth",
-        ),
+    usual = PublishedConfig(config.table)
+    name = cell + "".join(
+        f"-{option_name(field)}-{short(getattr(config, field))}"
+        for field in VARIATIONS
+        if getattr(config, field) != getattr(usual, field)
     )
+    folder = config.workdir / f"burda2015-{name}-seed-{seed}"
+    run = TrainConfig(
+        binarize="dynamic",
+        batch_size=20,
+        image_order=config.image_order,
+        learning_rate_schedule="burda2015",
+        adam_b1=config.adam_b1,
+        adam_eps=1e-4,
+        hidden_dims=(200, 200),
+        latent_dim=50,
+        activation="tanh",
+        initialization="glorot",
+        objective=objective,
+        training_samples=int(samples),
+        seed=seed,
+        epochs=config.passes,
+        workdir=folder,
+        export=folder / "vae.pth",
+    )
+    if config.train_images < usual.train_images:
+        run = dataclasses.replace(run, data=str(write_first_images(config)))
+    if (config.second_moments, config.decoder_bias) != (usual.second_moments, usual.decoder_bias):
+        run = dataclasses.replace(run, init=write_start(config, run))
+    return Run(config.table, name, run)
+
+
+def write_first_images(config: PublishedConfig) -> Path:
+    """Writes the first training images, and all test images, to a file in the folder of the runs."""
+    import numpy as np
+
+    from vae_jax import load
+
+    mnist, file = load(), config.workdir / f"mnist-{config.train_images}.npz"
+    config.workdir.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part, part.open("wb") as stream:
+        np.savez(stream, train_images=mnist.train_images[: config.train_images], test_images=mnist.test_images)
+    return file
+
+
+def write_start(config: PublishedConfig, run: TrainConfig) -> Path:
+    """Writes the weights and the Adam state that a run starts from, for `--init`, beside the folder of the run."""
+    import numpy as np
+    import torch
+
+    from torch_ref.model import MLP
+    from vae_jax import create_state, load
+    from vae_jax.core.settings import fixed_settings
+    from vae_jax.runs.export import state_dict_of
+
+    images = load(run.data).train_images.reshape(-1, 784)
+    with fixed_settings():
+        state = create_state(run, 784, images=len(images))
+        weights = state_dict_of(state.model, state.params, 784)
+    if config.decoder_bias == "data-mean":
+        mean = np.clip(images.mean(axis=0) / 255, 0.001, 0.999)
+        weights["decoder.fc3.bias"] = torch.tensor(np.log(mean / (1 - mean)), dtype=torch.float32)
+    model = MLP(run.hidden_dims, run.latent_dim, 784, run.activation)
+    model.load_state_dict(weights)
+    adam = torch.optim.Adam(model.parameters(), run.learning_rate, (run.adam_b1, 0.999), run.adam_eps)
+    for parameter in model.parameters():
+        adam.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.full_like(parameter, config.second_moments),
+        }
+    file = run.workdir.with_name(f"{run.workdir.name}-start.pth")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        torch.save({"model": model.state_dict(), "optimizer": adam.state_dict()}, part)
+    return file
 
 
 def pytorch_examples(config: PublishedConfig, seed: int) -> Run:
@@ -193,7 +258,7 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
                 "model": row["model"] if row["passes"] == FULL_PASSES else f"{row['model']}, NOT IN FULL",
                 "passes": f"{row['passes']:,} of {FULL_PASSES:,}",
                 "-L_5000": f"{row['nll']:.2f} ± {row['std. error']:.2f}",
-                "paper": BURDA2015[_cell(row)].nll if row["passes"] == FULL_PASSES else None,
+                "paper": f"{BURDA2015[_cell(row)].nll:.2f}" if row["passes"] == FULL_PASSES else None,
                 "active units": row["active units"],
                 "paper's": BURDA2015[_cell(row)].active_units if row["passes"] == FULL_PASSES else None,
             }
@@ -213,7 +278,7 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(row: dict[str, Any]) -> Cell:
-    return next(cell for cell in get_args(Cell) if row["model"] == cell or row["model"].startswith(f"{cell}-b1"))
+    return next(cell for cell in get_args(Cell) if f"{row['model']}-".startswith(f"{cell}-"))
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> str:
