@@ -10,6 +10,8 @@ import shutil
 import signal
 import sys
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -142,7 +144,7 @@ def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monk
     monkeypatch.setattr(
         module.SweepFolder,
         "begin",
-        lambda folder, model, shape: (trained.append(model.name), begin(folder, model, shape)),
+        lambda folder, model, *shapes: (trained.append(model.name), begin(folder, model, *shapes)),
     )
     sweep(recipes(few_images_file), options)
     assert trained == ["beta=0.5_seed=1", "beta=1_seed=1"]
@@ -150,6 +152,34 @@ def test_a_sweep_grows_and_names_what_has_changed(options, few_images_file, monk
         sweep(recipes(few_images_file, hidden_dim=9), options)
     with pytest.raises(InputError, match="--epochs was 2, now is 3"):
         sweep(recipes(few_images_file), dataclasses.replace(options, epochs=3))
+
+
+WIDTH = 3
+
+
+class Changing(nn.Module):
+    """A module whose code changes between two sweeps."""
+
+    def setup(self) -> None:
+        self.down, self.up = nn.Dense(2 * WIDTH), nn.Dense(784)
+
+    def encode(self, images):
+        return tuple(jnp.split(self.down(images), 2, axis=-1))
+
+    def decode(self, z):
+        return self.up(z)
+
+
+def test_a_sweep_does_not_mix_models_of_changed_code(options, few_images_file, monkeypatch):
+    recipe = Recipe(data=str(few_images_file), model=f"{__name__}:Changing")
+    sweep([recipe], options)
+    both = [recipe, dataclasses.replace(recipe, seed=1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{__name__}.WIDTH", 4)
+        with pytest.raises(InputError, match=r"model has parameters of other shapes than .*:Changing makes now;"):
+            sweep(both, options)
+    sweep(both, options)
+    assert len(rows(options.workdir)) == 2
 
 
 def test_files_of_the_user_and_of_the_models_stay(options, few_images_file):

@@ -65,7 +65,7 @@ def test_what_a_run_leaves_behind(command):
     ]  # fmt: skip
     assert [path.name for path in (folder / "run/checkpoints").iterdir()] == ["938.safetensors"]
     config = json.loads((folder / "run/config.json").read_text())
-    described = {name: config.pop(name) for name in ("versions", "device", "checksum")}
+    described = {name: config.pop(name) for name in ("versions", "device", "checksum", "parameter_shapes")}
     assert all(described.values())
     assert config == {
         "data": "mnist", "epochs": 2, "batch_size": 128, "learning_rate": 0.001, "hidden_dim": 64, "latent_dim": 5,

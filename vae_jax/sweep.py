@@ -242,8 +242,12 @@ class Work:
         """Trains all models that have not come to their end.
 
         Raises:
+          InputError: The module of a model that is there already makes other parameters now.
           OSError: A file cannot be written.
         """
+        for model in models:
+            if model.outcome is not None and model.config.model is not None:
+                self._folder.require_same_shapes(model, self._trainer.shapes(model.config))
         todo = [model for model in models if model.outcome is None]
         if len(todo) < len(models):
             say(f"{self._folder}: {len(models) - len(todo)} of {len(models)} models are finished")
@@ -320,7 +324,7 @@ class Work:
         from vae_jax.runs.trainer import HaltedError
 
         for model in models:
-            self._folder.begin(model, self._trainer.dataset.image_shape)
+            self._folder.begin(model, self._trainer.dataset.image_shape, self._trainer.shapes(model.config))
         try:
             if len(models) == 1:
                 trained = [(models[0], self._trainer.train(models[0], feed))]

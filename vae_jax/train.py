@@ -60,7 +60,7 @@ def fit(
         # jax reads it when it is imported: no messages of the service that connects processes; ours say what to do.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with signals.defer_signals():  # half an import would break the process for good
-        from vae_jax.core.modules import module_of, recipe_of, require_vae
+        from vae_jax.core.modules import module_of, recipe_of, require_vae, shapes_digest
         from vae_jax.core.settings import fixed_settings
         from vae_jax.runs.checkpoint import Checkpoints
         from vae_jax.runs.feed import Feed
@@ -95,7 +95,8 @@ def fit(
             progress = begin_or_go_on(config, workdir, checkpoints, dataset, model, init)
         processes.require_same(progress.checksum(), "parameters")
         progress.spread(mesh)
-        logs = Logs(config, workdir, dataset, checksum, str(mesh), progress.history)
+        shapes = shapes_digest(model, pixels)
+        logs = Logs(config, workdir, dataset, checksum, shapes, str(mesh), progress.history)
         feed = Feed(config, dataset, progress.state, mesh)
         idle = f", {mesh.idle} more idle (--shards)" if mesh.idle else ""
         say(f"{describe(config, dataset)}; {progress.parameters:,} parameters; {mesh}{idle}")

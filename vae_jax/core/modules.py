@@ -1,6 +1,7 @@
 """The module of a run: the documented one, an MLP of other layers, or the user's own, which is imported by its name."""
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
@@ -114,6 +115,13 @@ def transposed_layers(module: nn.Module, pixels: int) -> frozenset[str]:
 def shapes_of(module: nn.Module, pixels: int) -> Any:
     """The tree of the parameters of a module, as shapes and types."""
     return jax.eval_shape(lambda: init_params(module, jax.random.key(0), pixels))
+
+
+def shapes_digest(module: nn.Module, pixels: int) -> str:
+    """SHA-256 of the names, types and shapes of the parameters of a module: another one is another architecture."""
+    leaves = jax.tree.leaves_with_path(shapes_of(module, pixels))
+    lines = sorted(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}" for path, leaf in leaves)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _own_module(name: str, options: dict[str, Any], pixels: int) -> nn.Module:

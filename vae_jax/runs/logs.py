@@ -12,7 +12,7 @@ import numpy as np
 from vae_jax.config import TrainConfig
 from vae_jax.data.dataset import Dataset, Pixels
 from vae_jax.runs.metrics import EpochMetrics, best_epoch, out_of_patience
-from vae_jax.runs.workdir import CONFIG, EVENTS, METRICS, Workdir
+from vae_jax.runs.workdir import CONFIG, EVENTS, METRICS, SHAPES, Workdir
 from vae_jax.system.console import say
 from vae_jax.system.files import replacing
 from vae_jax.system.signals import defer_signals
@@ -31,14 +31,15 @@ def describe_losses(pixels: Pixels, config: TrainConfig) -> str:
 class Logs:
     """Writes a run's files and prints its lines.
 
-    config.json holds the options, the shape of an image, the kind of its pixels, the checksum of all images, and the
-    versions and the device that the run started with.
+    config.json holds the options, the shape of an image, the kind of its pixels, the checksum of all images, a digest
+    of the shapes of all parameters, and the versions and the device that the run started with.
 
     Args:
       config: The options.
       workdir: The folder of the run, locked.
       dataset: Its images.
       checksum: That of the images.
+      shapes: `modules.shapes_digest` of the model.
       device: What computes.
       history: The epochs that a continued run has done.
     """
@@ -49,6 +50,7 @@ class Logs:
         workdir: Workdir,
         dataset: Dataset,
         checksum: int,
+        shapes: str,
         device: str,
         history: Sequence[EpochMetrics],
     ):
@@ -60,6 +62,7 @@ class Logs:
             "image_shape": dataset.image_shape,
             "pixels": pixels,
             "checksum": checksum,
+            SHAPES: shapes,
             "versions": {name: importlib.metadata.version(name) for name in ("vae-jax", "jax", "jaxlib", "flax")},
             "device": device,
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 from vae_jax.config import Recipe, SweepOptions, TrainConfig, option_name, to_json
 from vae_jax.runs.metrics import EpochMetrics
-from vae_jax.runs.workdir import CHECKPOINTS, CONFIG, METRICS, OUTCOME, SWEPT, Workdir
+from vae_jax.runs.workdir import CHECKPOINTS, CONFIG, METRICS, OUTCOME, SHAPES, SWEPT, Workdir
 from vae_jax.system.errors import InputError
 from vae_jax.system.files import replacing, require_writable, sweep
 
@@ -202,11 +202,28 @@ class SweepFolder:
         place: dict[str, Any] = {"workdir": workdir, "export": workdir / SWEPT}
         return TrainConfig(**(shared | own | place))
 
-    def begin(self, model: Model, image_shape: tuple[int, ...]) -> None:
+    def begin(self, model: Model, image_shape: tuple[int, ...], shapes: str) -> None:
         """Makes the folder of a model, with its options: from now on it is a run that other commands can look at."""
         model.config.workdir.mkdir(parents=True, exist_ok=True)
+        described = to_json(model.config) | {"image_shape": image_shape, SHAPES: shapes}
         with replacing(model.config.workdir / CONFIG) as part:
-            part.write_text(json.dumps(to_json(model.config) | {"image_shape": image_shape}, indent=2) + "\n")
+            part.write_text(json.dumps(described, indent=2) + "\n")
+
+    def require_same_shapes(self, model: Model, shapes: str) -> None:
+        """Checks that a model has been trained as its module is now, whose code may have changed.
+
+        Raises:
+          InputError: It has parameters of other shapes.
+        """
+        try:
+            found = json.loads((model.config.workdir / CONFIG).read_text()).get(SHAPES, shapes)
+        except (OSError, ValueError, AttributeError):
+            return
+        if found != shapes:
+            raise InputError(
+                f"--workdir {self}: {model.name} has parameters of other shapes than {model.config.model} makes now;"
+                " name another folder, or add --overwrite to train all models again"
+            )
 
     def end(self, model: Model, outcome: Outcome) -> None:
         """Records what became of a model, after everything else about it has been written."""

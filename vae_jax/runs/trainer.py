@@ -15,7 +15,7 @@ import jax
 from vae_jax.config import TrainConfig
 from vae_jax.core import steps
 from vae_jax.core.mesh import Mesh
-from vae_jax.core.modules import module_of
+from vae_jax.core.modules import module_of, shapes_digest
 from vae_jax.data.dataset import Dataset
 from vae_jax.runs.checkpoint import Checkpoints
 from vae_jax.runs.feed import Feed
@@ -54,6 +54,10 @@ class Trainer:
     def create(self, config: TrainConfig) -> steps.TrainState:
         """The initial state of a model, but for its device."""
         return steps.create_state(config, self.pixels, self.module, images=len(self.dataset.train_images))
+
+    def shapes(self, config: TrainConfig) -> str:
+        """The digest of the parameters of a model: `modules.shapes_digest`."""
+        return shapes_digest(self.module or module_of(config, self.pixels), self.pixels)
 
     def read_init(self, config: TrainConfig) -> TorchCheckpoint | None:
         """The file that `--init` names for a model: `progress.read_init`."""

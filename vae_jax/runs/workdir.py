@@ -31,6 +31,8 @@ PROCESS = ".process-"  # and its number: a file of each process while several tr
 EVENT_FILES = "events.out.tfevents.*"
 # Beside the options in a run's files: the SHA-256 of the file that `--init` names.
 INIT_DIGEST = "init_digest"
+# And the digest of the shapes of its parameters: `modules.shapes_digest`.
+SHAPES = "parameter_shapes"
 # Why an option belongs to the recipe, where that depends on another one.
 WHY = {"epochs": " (--learning-rate-schedule sets each rate by the steps of the whole run)"}
 
