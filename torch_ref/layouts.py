@@ -6,7 +6,7 @@ Guesses nothing: refuses a missing or unknown key, a wrong shape or type, and a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,10 +126,11 @@ def sizes(state_dict: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
     return _sizes(state_dict, check(state_dict))
 
 
-def model_of(entries: Mapping[Any, Any]) -> StateDict:
+def model_of(entries: Mapping[Any, Any], own: Collection[str] = ()) -> StateDict:
     """The state dict in the dict of a file: its own entries, or those under one of `MODEL_KEYS`.
 
-    Prefixes that wrappers add to every key are left out, and half precision is widened to float32, both in one line.
+    Prefixes that wrappers add to every key are left out, unless they belong to the model's own keys, and half precision
+    is widened to float32; both in one line.
 
     Raises:
       WeightsError: It has several of these keys, or no dict under the key.
@@ -140,16 +141,18 @@ def model_of(entries: Mapping[Any, Any]) -> StateDict:
     model = entries[found[0]] if found else entries
     if not isinstance(model, Mapping):
         raise WeightsError(f"key {found[0]}: is {type(model).__name__}; expected a state dict")
-    return _widen(_strip_prefixes(dict(model)))
+    return _widen(_strip_prefixes(dict(model), own))
 
 
-def _strip_prefixes(state_dict: StateDict) -> StateDict:
+def _strip_prefixes(state_dict: StateDict, own: Collection[str]) -> StateDict:
     """The state dict without the prefixes that wrappers add, as long as every key has the same one; says so."""
     if COUNT in state_dict and _all_start_with(rest := {k: v for k, v in state_dict.items() if k != COUNT}, "module."):
         say(f"weights: an average of models; {COUNT}, their number, is left out")
         state_dict = rest
     stripped = ""
     while prefix := next((prefix for prefix in PREFIXES if _all_start_with(state_dict, prefix)), None):
+        if any(key in own for key in state_dict):
+            break
         state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
         stripped += prefix
     if stripped:

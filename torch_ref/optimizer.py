@@ -1,12 +1,13 @@
 """Reads a PyTorch training checkpoint, `{"model": ..., "optimizer": adam.state_dict()}`, for JAX to continue from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from torch_ref import convert
+from torch_ref import convert, rules
 from torch_ref.layouts import Params, StateDict, is_dense, model_of, to_params
 from vae_jax.config import FLOAT32_MAX
 from vae_jax.system.errors import WeightsError
@@ -21,6 +22,8 @@ B2 = 0.999
 # Other entries of a group, by torch.optim.Adam, AdamW or a schedule, that change no step.
 PASSIVE = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
 PASSIVE |= {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+
+AsParams = Callable[[StateDict], Params]
 
 
 class Adam(NamedTuple):
@@ -47,13 +50,17 @@ class Checkpoint(NamedTuple):
     adam: Adam | None
 
 
-def load_checkpoint(path: Path | str, as_params: Callable[[StateDict], dict[str, Any]] = to_params) -> Checkpoint:
+def load_checkpoint(
+    path: Path | str, like: rules.Tree | None = None, transposed: Collection[str] = frozenset()
+) -> Checkpoint:
     """Reads a model and the state of its Adam. The file need not be trusted: no code in it is run.
 
     Args:
       path: A file that `convert.load` reads. A checkpoint's dict may have `torch.optim.Adam.state_dict()` under one of
         `OPTIMIZER_KEYS`. It may also hold other tensors, numbers, texts, lists and dicts, which are ignored.
-      as_params: Makes the parameter tree of a state dict; by default that of the documented model.
+      like: The parameter tree of the model, as `rules.to_params` takes it; by default the file holds the documented
+        model, of any sizes.
+      transposed: PyTorch's names of its layers that are transposed convolutions.
 
     Returns:
       The model, and Adam's state or None, both in the form of the parameter tree.
@@ -62,9 +69,13 @@ def load_checkpoint(path: Path | str, as_params: Callable[[StateDict], dict[str,
       WeightsError: The file does not hold this model, or `vae_jax.adam` cannot continue its optimizer exactly: it has
         settings that JAX's has not, or an entry that is missing, unknown, or of a wrong shape, type or value.
     """
+    as_params: AsParams = to_params
+    if like is not None:
+        as_params = partial(rules.to_params, like=like, transposed=transposed)
     with convert.explain_errors(path):
         entries = convert.read(path)
-        state_dict = model_of(entries)
+        own = {entry.key for entry in rules.entries({"params": like or {}}, transposed)}
+        state_dict = model_of(entries, own)
         params = as_params(state_dict)
         for key, entry in entries.items():
             if key not in OPTIMIZER_KEYS and isinstance(entry, Mapping) and "param_groups" in entry:
@@ -77,12 +88,10 @@ def load_checkpoint(path: Path | str, as_params: Callable[[StateDict], dict[str,
         try:
             return Checkpoint(params, _adam(entries[found[0]], state_dict, as_params))
         except WeightsError as error:
-            raise WeightsError(
-                f"{found[0]}: {error}; `python -m torch_ref.convert IN.pth OUT.pth` keeps the model alone"
-            ) from None
+            raise WeightsError(f"{found[0]}: {error}; a file of model.state_dict() alone starts Adam anew") from None
 
 
-def _adam(optimizer: Any, state_dict: StateDict, as_params: Callable[[StateDict], dict[str, Any]]) -> Adam:
+def _adam(optimizer: Any, state_dict: StateDict, as_params: AsParams) -> Adam:
     state, groups = (_of(dict, optimizer, "it").get(key) for key in ("state", "param_groups"))
     settings = _settings(_of(list, groups, "param_groups"), list(state_dict))
     if not _of(dict, state, "state"):  # before the first step

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import flax.linen as nn
 import jax
 import pytest
 import torch
@@ -63,6 +64,34 @@ def test_init_of_a_model_of_ones_own(tmp_path, options, few_images):
     assert still.export.read_bytes() == first.export.read_bytes()
     with pytest.raises(InputError, match=r"vae.pth: key down.weight: has shape \[8, 784\]; expected \[10, 784\]"):
         fit(options(tmp_path / "other", init=first.export), few_images, Linear(latent_dim=5))
+
+
+class Wrapped(nn.Module):
+    """Its keys begin as those of a wrapped PyTorch model do."""
+
+    def setup(self) -> None:
+        self.model = Linear()
+
+    def encode(self, images):
+        return self.model.encode(images)
+
+    def decode(self, z):
+        return self.model.decode(z)
+
+
+def test_prefixes_of_keys(tmp_path, options, few_images, capsys):
+    first = options(tmp_path / "first", epochs=1)
+    fit(first, few_images, Wrapped())
+    parallel = {f"module.{key}": tensor for key, tensor in convert.read(first.export).items()}
+    assert "module.model.down.weight" in parallel
+    torch.save(parallel, tmp_path / "parallel.pth")
+    capsys.readouterr()
+    for init, said in ((first.export, None), (tmp_path / "parallel.pth", "weights: every key begins with module.")):
+        still = options(tmp_path / init.stem, epochs=1, learning_rate=1e-30, init=init)
+        fit(still, few_images, Wrapped())
+        assert still.export.read_bytes() == first.export.read_bytes()
+        out = capsys.readouterr().out
+        assert said in out if said else "every key begins" not in out
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -186,7 +185,6 @@ def read_init(config: TrainConfig, pixels: int, model: nn.Module) -> TorchCheckp
     if path is None:
         return None
     with defer_signals():  # half an import would break the process for good; torch takes a second
-        from torch_ref import rules
         from torch_ref.optimizer import load_checkpoint
 
     widths = (model.hidden_dim,) if type(model) is VAE else model.hidden_dims if type(model) is MLP else ()
@@ -201,8 +199,7 @@ def read_init(config: TrainConfig, pixels: int, model: nn.Module) -> TorchCheckp
                 f" {found[2]}; expected {expected[0]}, {expected[1]} and {expected[2]}; give the options that it needs"
             )
     else:
-        like, transposed = shapes_of(model, pixels), transposed_layers(model, pixels)
-        init = load_checkpoint(path, partial(rules.to_params, like=like, transposed=transposed))
+        init = load_checkpoint(path, shapes_of(model, pixels), transposed_layers(model, pixels))
     if init.adam is not None:
         options = ("learning_rate", "adam_b1", "adam_eps")
         for name, found in zip(options, init.adam.settings, strict=True):
