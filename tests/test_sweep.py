@@ -170,16 +170,23 @@ class Changing(nn.Module):
         return self.up(z)
 
 
-def test_a_sweep_does_not_mix_models_of_changed_code(options, few_images_file, monkeypatch):
+def test_a_sweep_does_not_mix_models_of_changed_code(options, few_images_file, tmp_path, monkeypatch):
     recipe = Recipe(data=str(few_images_file), model=f"{__name__}:Changing")
-    sweep([recipe], options)
-    both = [recipe, dataclasses.replace(recipe, seed=1)]
+    first, then = ([dataclasses.replace(recipe, seed=seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
+    sweep(first, options)
+    before = (options.workdir / "sweep.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(f"{__name__}.WIDTH", 4)
-        with pytest.raises(InputError, match=r"model has parameters of other shapes than .*:Changing makes now;"):
-            sweep(both, options)
-    sweep(both, options)
-    assert len(rows(options.workdir)) == 2
+        with pytest.raises(InputError, match=r"its model seed=0 has parameters of other shapes than .*:Changing makes"):
+            sweep(then, options)
+    assert (options.workdir / "sweep.json").read_bytes() == before
+    sweep(then, options)
+    assert len(rows(options.workdir)) == 4
+    # With no rate to speak of, a model stays what --init has made it.
+    init = options.workdir / "models/seed=2/vae.pth"
+    again = dataclasses.replace(options, workdir=tmp_path / "again", epochs=1)
+    sweep([dataclasses.replace(recipe, model=None, learning_rate=1e-30, init=init)], again, model=Changing())
+    assert (again.workdir / "models/model/vae.pth").read_bytes() == init.read_bytes()
 
 
 def test_files_of_the_user_and_of_the_models_stay(options, few_images_file):

@@ -129,13 +129,16 @@ def sizes(state_dict: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
 def model_of(entries: Mapping[Any, Any], own: Collection[str] = ()) -> StateDict:
     """The state dict in the dict of a file: its own entries, or those under one of `MODEL_KEYS`.
 
-    Prefixes that wrappers add to every key are left out, unless they belong to the model's own keys, and half precision
-    is widened to float32; both in one line.
+    Prefixes that wrappers add to every key are left out, and half precision is widened to float32, both in one line.
+
+    Args:
+      entries: The dict.
+      own: The keys of the model, where they are known: a prefix that belongs to them stays.
 
     Raises:
       WeightsError: It has several of these keys, or no dict under the key.
     """
-    found = [key for key in MODEL_KEYS if key in entries]
+    found = [key for key in MODEL_KEYS if key in entries and key not in own]
     if len(found) > 1:
         raise WeightsError(f"holds both {found[0]} and {found[1]}; expected one of them, the model's state dict")
     model = entries[found[0]] if found else entries

@@ -16,8 +16,8 @@ from vae_jax.system.errors import WeightsError
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state", "optimizer_state_dict")
 # JAX counts steps in an int32, which has to leave room for further ones.
 MAX_STEPS = 10**9
-# With these settings `vae_jax.adam` computes the same steps, whatever the rate, the first beta and epsilon.
-SETTINGS = {"weight_decay": 0, "amsgrad": False, "maximize": False}
+# Settings that must have these values for `vae_jax.adam` to compute the same steps; `Settings` may have others.
+FIXED = {"weight_decay": 0, "amsgrad": False, "maximize": False}
 B2 = 0.999
 # Other entries of a group, by torch.optim.Adam, AdamW or a schedule, that change no step.
 PASSIVE = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr"}
@@ -36,7 +36,7 @@ class Adam(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What Adam takes, in PyTorch's words; b2 is always 0.999."""
+    """What else Adam takes: its rate, the decay of the mean of the gradients, and epsilon."""
 
     learning_rate: float
     b1: float
@@ -67,7 +67,7 @@ def load_checkpoint(
 
     Raises:
       WeightsError: The file does not hold this model, or `vae_jax.adam` cannot continue its optimizer exactly: it has
-        settings that JAX's has not, or an entry that is missing, unknown, or of a wrong shape, type or value.
+        other settings than JAX's Adam can have, or an entry is missing, unknown, or of a wrong shape, type or value.
     """
     as_params: AsParams = to_params
     if like is not None:
@@ -117,7 +117,7 @@ def _adam(optimizer: Any, state_dict: StateDict, as_params: AsParams) -> Adam:
 
 
 def _settings(groups: list[Any], parameters: list[str]) -> Settings:
-    """Checks the settings of all groups, which have to be the same, and returns those that may be any."""
+    """Checks the settings of all groups, and that the groups have the same ones."""
     if not 0 < len(groups) <= len(parameters):
         raise WeightsError(f"has {len(groups)} param_groups; expected one, or several with the same settings")
     numbers: list[Any] = []
@@ -140,15 +140,15 @@ def _settings(groups: list[Any], parameters: list[str]) -> Settings:
 
 
 def _settings_of(group: Mapping[Any, Any], where: str) -> Settings:
-    for name in ("betas", "eps", *SETTINGS):
+    for name in ("betas", "eps", *FIXED):
         # Before 1.12, PyTorch's Adam had no `maximize`.
         if group.get(name, False if name == "maximize" else None) is None:
             raise WeightsError(f"{where}.{name} is missing; expected the state of torch.optim.Adam")
-    for name, expected in SETTINGS.items():
+    for name, expected in FIXED.items():
         value = group.get(name, False)
         if not _is_plain(value) or value != expected:
             raise WeightsError(f"{where}.{name} is {_shown(value)}; expected {expected}, as JAX trains")
-    if unknown := group.keys() - SETTINGS - PASSIVE - {"lr", "betas", "eps"}:
+    if unknown := group.keys() - FIXED - PASSIVE - {"lr", "betas", "eps"}:
         raise WeightsError(f"{where}.{min(map(str, unknown)):.80} is unknown; expected the state of torch.optim.Adam")
     rate, betas, eps = _number(group.get("lr")), group["betas"], _number(group["eps"])
     for name, value in (("lr", rate), ("eps", eps)):
@@ -156,7 +156,7 @@ def _settings_of(group: Mapping[Any, Any], where: str) -> Settings:
             raise WeightsError(f"{where}.{name} is {_shown(value)}; expected a finite number above 0")
     betas = tuple(betas) if type(betas) is list else betas
     if not (type(betas) is tuple and _is_plain(betas)) or not 0 <= betas[0] < 1 or betas[1] != B2:
-        raise WeightsError(f"{where}.betas is {_shown(betas)}; expected a number from 0 to 1, and {B2}, as JAX trains")
+        raise WeightsError(f"{where}.betas is {_shown(betas)}; expected a number of at least 0 and below 1, and {B2}")
     return Settings(float(rate), float(betas[0]), float(eps))
 
 

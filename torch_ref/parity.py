@@ -267,7 +267,8 @@ def parity(config: ParityConfig) -> None:
     images = dataset.test_images[: config.images].reshape(min(config.images, len(dataset.test_images)), -1)
     if config.weights is not None:
         with convert.explain_errors(config.weights):
-            module.load_state_dict(rules.for_module(_read(config, module), module))
+            weights = convert.model_of(convert.read(config.weights), module.state_dict().keys())
+            module.load_state_dict(rules.for_module(weights, module))
     like = flax_side.shapes(flax_model, images.shape[1])
     names = known_names(module) | names
     weights = {key: tensor for key, tensor in module.state_dict().items() if not key.endswith(rules.COUNTER)}
@@ -285,13 +286,6 @@ def parity(config: ParityConfig) -> None:
     say(*str(report).splitlines())
     if not report.equal:
         sys.exit(1)
-
-
-def _read(config: ParityConfig, module: torch.nn.Module) -> convert.StateDict:
-    assert config.weights is not None
-    entries = convert.read(config.weights)
-    # A prefix of every key may belong to the module.
-    return entries if entries.keys() == module.state_dict().keys() else convert.model_of(entries)
 
 
 def _instance(name: str, option: str, options: str) -> Any:

@@ -120,7 +120,7 @@ def run(
         work = Work(folder, options, dataset, checksum, module)
         work.check(recipes)
     with fixed_settings(), folder.lock():
-        models = folder.open(recipes, checksum)
+        models = folder.open(recipes, checksum, work.shapes(recipes))
         with signals.stop_on_signal(advice) as stop:
             work.train(models, stop)
             stop.raise_if_requested()
@@ -203,6 +203,12 @@ class Work:
                 f" {memory() / 1e9:,.1f} GB, the machine's; use a smaller --at-once, or smaller models"
             )
 
+    def shapes(self, recipes: Sequence[Recipe]) -> dict[tuple[str | None, str], str]:
+        """The digest of the parameters that each module of the user's own makes, by its name and options."""
+        configs = [self._folder.config(recipe, self._folder.path) for recipe in recipes if recipe.model is not None]
+        modules = {(config.model, config.model_options): config for config in configs}
+        return {name: self._trainer.shapes(config) for name, config in modules.items()}
+
     @property
     def disk(self) -> float:
         """Bytes that the sweep takes on the disk at most: a state is parameters and Adam's two moments."""
@@ -242,12 +248,8 @@ class Work:
         """Trains all models that have not come to their end.
 
         Raises:
-          InputError: The module of a model that is there already makes other parameters now.
           OSError: A file cannot be written.
         """
-        for model in models:
-            if model.outcome is not None and model.config.model is not None:
-                self._folder.require_same_shapes(model, self._trainer.shapes(model.config))
         todo = [model for model in models if model.outcome is None]
         if len(todo) < len(models):
             say(f"{self._folder}: {len(models) - len(todo)} of {len(models)} models are finished")

@@ -36,6 +36,9 @@ def test_a_cell_as_the_paper_s_code_has_it(tmp_path):
     run = burda2015(config, "vae-1", 0)
     ending = "adam-b1-0.99-second-moments-1-decoder-bias-data-mean-train-images-59600-image-order-stored"
     assert run.name == f"vae-1-{ending}"
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert burda2015(config, "vae-1", 0) == run and len(written) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
     images, mnist = load(run.config.data).train_images, load().train_images
     assert np.array_equal(images, mnist[:59_600])
 

@@ -60,8 +60,9 @@ def test_images_in_the_order_of_the_set(tmp_path, options, few_images):
     streamed = options(tmp_path / "streamed", image_order="stored", epochs=2, stream="always")
     fit(streamed)
     assert streamed.export.read_bytes() == config.export.read_bytes()
-    # Models that differ in it alone do not train as one.
-    recipes = [options(tmp_path, image_order=order) for order in ("stored", "shuffled")]
+    # Models that differ in it alone do not train as one, and a stack has it too.
+    orders = (("stored", 0), ("stored", 1), ("shuffled", 0))
+    recipes = [options(tmp_path, image_order=order, seed=seed) for order, seed in orders]
     stacks, _ = sweep(recipes, SweepOptions(epochs=2, at_once=2, workdir=tmp_path / "sweep"))
     for stack, same in zip(stacks, (True, False), strict=True):
         for found, right in zip(jax.tree.leaves(stack.params), jax.tree.leaves(expected.params), strict=True):

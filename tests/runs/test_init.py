@@ -10,6 +10,7 @@ import torch
 
 from tests.runs.small_runs import metrics, require_same
 from tests.runs.test_own_model import Linear
+from tests.torch_ref.small_conv import FlaxConv, TorchConv
 from torch_ref import convert, rules
 from torch_ref.model import MLP, VAE
 from vae_jax import MLP as FlaxMLP
@@ -95,14 +96,15 @@ def test_prefixes_of_keys(tmp_path, options, few_images, capsys):
 
 
 @pytest.mark.parametrize(
-    ("model", "torch_model"),
+    ("model", "torch_model", "pixels"),
     [
-        (FlaxVAE(16, 4), VAE(16, 4)),
-        (FlaxMLP((16,), 4, activation="tanh"), MLP((16,), 4, activation="tanh")),
-        (FlaxMLP((16, 8), 4), MLP((16, 8), 4)),
+        (FlaxVAE(16, 4), VAE(16, 4), 784),
+        (FlaxMLP((16,), 4, activation="tanh"), MLP((16,), 4, activation="tanh"), 784),
+        (FlaxMLP((16, 8), 4), MLP((16, 8), 4), 784),
+        (FlaxConv(), TorchConv(), 64),
     ],
 )
-def test_init_with_adam(model, torch_model, tmp_path, options, capsys):
+def test_init_with_adam(model, torch_model, pixels, tmp_path, options, capsys):
     # PyTorch's Adam after 7 steps, in which each parameter is its own gradient.
     optimizer = torch.optim.Adam(torch_model.parameters(), lr=0.001, betas=(0.5, 0.999), eps=1e-4)
     for _ in range(7):
@@ -112,17 +114,17 @@ def test_init_with_adam(model, torch_model, tmp_path, options, capsys):
     file = tmp_path / "torch.pth"
     torch.save({"model": torch_model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     config = options(tmp_path, init=file, adam_b1=0.5, adam_eps=1e-4)
-    state = initial_progress(config, 784, 600, model, read_init(config, 784, model)).state
+    state = initial_progress(config, pixels, 600, model, read_init(config, pixels, model)).state
     assert capsys.readouterr().out == f"{file}: training starts from its weights; Adam continues after 7 steps\n"
     assert int(state.step) == 0 and int(state.opt_state.count) == 7
     moments = optimizer.state_dict()["state"]
-    keys, like = torch_model.state_dict(), shapes_of(model, 784)
+    keys, like = torch_model.state_dict(), shapes_of(model, pixels)
     for tree, found in (
         (keys, state.params),
         ({key: moments[number]["exp_avg"] for number, key in enumerate(keys)}, state.opt_state.mu),
         ({key: moments[number]["exp_avg_sq"] for number, key in enumerate(keys)}, state.opt_state.nu),
     ):
-        expected = rules.to_params(tree, like)
+        expected = rules.to_params(tree, like, rules.transposed_layers(torch_model))
         assert jax.tree.all(jax.tree.map(lambda ours, right: bool((ours == right).all()), found, expected))
 
 

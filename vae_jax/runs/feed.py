@@ -139,7 +139,7 @@ class Feed:
         self._test = Source(test_images, config.binarize, self._key, "test", mesh, stream)
         self.train_count, self.test_count = self._train.count, self._test.count
         self.first_test_images = self._test.first(FIRST)
-        self._order = config.image_order
+        self.order = config.image_order
         self.image_shape = dataset.image_shape
         self.pixels: Pixels = dataset.pixels(config.binarize)
         # A set smaller than a batch makes a smaller batch, of equal shards all the same.
@@ -179,10 +179,11 @@ class Feed:
           state: Of the shapes and types to compile for.
           skip: Steps of the first epoch that are already done.
         """
-        shuffle = steps.shuffle_bits.lower(self._key, 0, self.train_count)
-        if not self._train.streamed:
-            shuffle = steps.shuffled_batches.lower(self._key, 0, self.train_count, self.batch_size)
-        lowered: dict[Any, Any] = {"shuffle": shuffle}
+        lowered: dict[Any, Any] = {}
+        if self.order == "shuffled" and self._train.streamed:
+            lowered["shuffle"] = steps.shuffle_bits.lower(self._key, 0, self.train_count)
+        elif self.order == "shuffled":
+            lowered["shuffle"] = steps.shuffled_batches.lower(self._key, 0, self.train_count, self.batch_size)
         split = 1 if self._train.streamed else None
         evaluate = self._mesh.jit(steps.eval_epoch, None, split, None, None)
         train = self._mesh.jit(steps.train_epoch, None, split, None, donate=True)
@@ -223,7 +224,7 @@ class Feed:
 
     def batches(self, epoch: int) -> Int[np.ndarray, "steps batch"]:
         """The numbers of the images in each batch of an epoch: `steps.shuffled_batches`, or all in their order."""
-        if self._order == "stored":
+        if self.order == "stored":
             return np.asarray(steps.split_batches(jnp.arange(self.train_count), self.batch_size))
         found = np.asarray(self._programs["shuffle"].result()(self._key, epoch))
         if not self._train.streamed:

@@ -187,15 +187,20 @@ def read_init(config: TrainConfig, pixels: int, model: nn.Module) -> TorchCheckp
     with defer_signals():  # half an import would break the process for good; torch takes a second
         from torch_ref.optimizer import load_checkpoint
 
-    widths = (model.hidden_dim,) if type(model) is VAE else model.hidden_dims if type(model) is MLP else ()
+    widths: tuple[int, ...] = ()
+    if type(model) is VAE:
+        widths = (model.hidden_dim,)
+    elif type(model) is MLP:
+        widths = model.hidden_dims
     if len(widths) == 1:
         init = load_checkpoint(path)  # in any known layout
         encoder = init.params["encoder"]
         found = (*encoder["fc1"]["kernel"].shape, len(encoder["fc2_mu"]["bias"]))
         expected = (pixels, *widths, model.latent_dim)
         if found != expected:
+            width = "--hidden-dims" if config.hidden_dims else "--hidden-dim"
             raise InputError(
-                f"--init {path}: holds a model of {found[0]} pixels, --hidden-dim {found[1]} and --latent-dim"
+                f"--init {path}: holds a model of {found[0]} pixels, {width} {found[1]} and --latent-dim"
                 f" {found[2]}; expected {expected[0]}, {expected[1]} and {expected[2]}; give the options that it needs"
             )
     else:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,9 +46,12 @@ class Stack:
 
     def __init__(self, feed: Feed, state: steps.TrainState):
         self._batch_size, self._models = feed.batch_size, len(state.step)
+        shuffle = partial(steps.shuffled_batches, images=feed.train_count, batch_size=feed.batch_size)
+        self._stored = feed.batches(1) if feed.order == "stored" else None
         self._test_batches = steps.split_batches(jnp.arange(feed.test_count), feed.batch_size)
         # Pixels that are drawn differ from model to model; all others are the same images.
         train_axis, test_axis = (0 if drawn else None for drawn in feed.drawn)
+        self._shuffle = jax.jit(jax.vmap(shuffle, (0, None)))
         self._train = jax.jit(jax.vmap(steps.train_epoch, (0, train_axis, 0)), donate_argnums=0)
         self._evaluate = jax.jit(jax.vmap(steps.eval_epoch, (0, test_axis, None)))
         one = jax.tree.map(lambda leaf: leaf[0], state)
@@ -63,7 +67,7 @@ class Stack:
           state: Their states, stacked.
           skip: Steps of the first epoch that are already done.
         """
-        self._feeds = feeds
+        self._keys = jnp.copy(state.key)  # a step donates those of the state
         self._images = [
             jnp.stack(parts) if drawn else parts[0]
             for parts, drawn in zip(zip(*(feed.images for feed in feeds), strict=True), feeds[0].drawn, strict=True)
@@ -74,7 +78,9 @@ class Stack:
 
     def batches(self, epoch: int) -> Int[np.ndarray, "models steps batch"]:
         """The numbers of the images in each batch of an epoch of each model."""
-        return np.stack([feed.batches(epoch) for feed in self._feeds])
+        if self._stored is not None:
+            return np.broadcast_to(self._stored, (self._models, *self._stored.shape))
+        return np.asarray(self._shuffle(self._keys, epoch))
 
     def train(self, state: steps.TrainState, batches: Int[np.ndarray, "models steps batch"]):
         """Takes the steps of a chunk; returns the states and the losses, [models, steps] each, on the host."""

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +138,18 @@ class SweepFolder:
                 " to go on with it, add --overwrite to replace it, or name another folder"
             )
 
-    def open(self, recipes: Sequence[Recipe], checksum: int) -> list[Model]:
+    def open(
+        self, recipes: Sequence[Recipe], checksum: int, shapes: Mapping[tuple[str | None, str], str]
+    ) -> list[Model]:
         """Takes up the models of these recipes, known ones and new ones; the folder must be locked.
 
         Args:
           recipes: Those of the models to train.
           checksum: That of the images.
+          shapes: The digest of the parameters that each module of the user's own makes, by its name and options.
 
         Raises:
-          InputError: The folder holds a sweep on other images.
+          InputError: The folder holds a sweep on other images, or finished models of a module that has changed since.
         """
         known: dict[str, Recipe] = {}
         if self._options.overwrite:
@@ -158,6 +161,8 @@ class SweepFolder:
                     f"--data {self._data}: holds other images than those of the sweep in {self}; give it those"
                     " (--image-size and --grey count), add --overwrite to replace it, or name another --workdir"
                 )
+            for name, recipe in known.items():
+                self._require_same_shapes(name, recipe, shapes.get((recipe.model, recipe.model_options)))
         names = {key(recipe): name for name, recipe in known.items()}
         varying = varied([*known.values(), *recipes])
         for recipe in recipes:
@@ -174,6 +179,19 @@ class SweepFolder:
         self.models = [self._model(name, recipe) for name, recipe in known.items()]
         by_name = {model.name: model for model in self.models}
         return [by_name[names[key(recipe)]] for recipe in recipes]
+
+    def _require_same_shapes(self, name: str, recipe: Recipe, shapes: str | None) -> None:
+        """Checks that a finished model has the parameters that its module makes now, if `shapes` is known."""
+        folder = self.path / MODELS / name
+        try:
+            found = json.loads((folder / CONFIG).read_text()).get(SHAPES) if (folder / OUTCOME).exists() else None
+        except (OSError, ValueError, AttributeError):
+            return
+        if None not in (found, shapes) and found != shapes:
+            raise InputError(
+                f"--workdir {self}: its model {name} has parameters of other shapes than {recipe.model} makes now;"
+                " name another folder, or add --overwrite to train all models again"
+            )
 
     def _model(self, name: str, recipe: Recipe) -> Model:
         config = self.config(recipe, self.path / MODELS / name)
@@ -208,22 +226,6 @@ class SweepFolder:
         described = to_json(model.config) | {"image_shape": image_shape, SHAPES: shapes}
         with replacing(model.config.workdir / CONFIG) as part:
             part.write_text(json.dumps(described, indent=2) + "\n")
-
-    def require_same_shapes(self, model: Model, shapes: str) -> None:
-        """Checks that a model has been trained as its module is now, whose code may have changed.
-
-        Raises:
-          InputError: It has parameters of other shapes.
-        """
-        try:
-            found = json.loads((model.config.workdir / CONFIG).read_text()).get(SHAPES, shapes)
-        except (OSError, ValueError, AttributeError):
-            return
-        if found != shapes:
-            raise InputError(
-                f"--workdir {self}: {model.name} has parameters of other shapes than {model.config.model} makes now;"
-                " name another folder, or add --overwrite to train all models again"
-            )
 
     def end(self, model: Model, outcome: Outcome) -> None:
         """Records what became of a model, after everything else about it has been written."""
