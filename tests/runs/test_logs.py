@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from vae_jax import NonFiniteLossError, TrainConfig, fit
+from vae_jax import VAE, NonFiniteLossError, TrainConfig, fit
 from vae_jax.config import to_json
+from vae_jax.core.modules import shapes_digest
 from vae_jax.core.objective import Losses
 from vae_jax.runs.feed import Feed
 from vae_jax.runs.logs import describe_losses, epoch_line
@@ -23,6 +24,11 @@ def metrics(beta: float, **changes) -> EpochMetrics:
     return EpochMetrics(**{"epoch": 10, "seconds": 4.56, "pixels": "grey"} | losses | parts)
 
 
+def test_other_shapes_have_another_digest():
+    digests = {shapes_digest(VAE(*sizes), pixels) for *sizes, pixels in ((16, 4, 784), (17, 4, 784), (16, 4, 783))}
+    assert len(digests) == 3 and all(len(digest) == 64 for digest in digests)
+
+
 def test_config_json(undisturbed, few_images):
     found = json.loads((undisturbed.workdir / "config.json").read_text())
     versions = {name: importlib.metadata.version(name) for name in ("vae-jax", "jax", "jaxlib", "flax")}
@@ -30,6 +36,7 @@ def test_config_json(undisturbed, few_images):
         "image_shape": [28, 28],
         "pixels": "grey",
         "checksum": few_images.checksum(),
+        "parameter_shapes": shapes_digest(VAE(16, 4), 784),
         "versions": versions,
         "device": "cpu",
     }
