@@ -153,6 +153,7 @@ def burda2015(config: PublishedConfig, cell: Cell, seed: int) -> Run:
         run = dataclasses.replace(run, data=str(write_first_images(config)))
     if (config.second_moments, config.decoder_bias) != (usual.second_moments, usual.decoder_bias):
         start = folder.with_name(f"{folder.name}-start.pth")
+        require_writable("--workdir", start)
         if not start.exists():  # a run is known by these bytes, which another version may write otherwise
             isolated("benchmarks.published:write_start", config, run, start)
         run = dataclasses.replace(run, init=start)
@@ -166,6 +167,7 @@ def write_first_images(config: PublishedConfig) -> Path:
     from vae_jax import load
 
     file = config.workdir / f"mnist-{config.train_images}.npz"
+    require_writable("--workdir", file)
     if file.exists():
         return file
     mnist = load()

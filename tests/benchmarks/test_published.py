@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import published
 from benchmarks.published import FULL_PASSES, PublishedConfig, Run, add, burda2015, to_markdown, train_and_measure
-from vae_jax import TrainConfig, create_state, load
+from vae_jax import InputError, TrainConfig, create_state, load
 from vae_jax.core.modules import module_of
 from vae_jax.runs.progress import initial_progress, read_init
 
@@ -52,6 +52,14 @@ def test_a_cell_as_the_paper_s_code_has_it(tmp_path):
     assert all((np.asarray(leaf) == 1).all() for leaf in jax.tree.leaves(state.opt_state.nu))
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(state.opt_state.mu))
     assert int(state.opt_state.count) == 0 and state.adam == (0.99, 0.999, 1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"train_images": 100}, {"second_moments": 1}])
+def test_a_workdir_that_cannot_be_written_is_one_line(changes, tmp_path):
+    (tmp_path / "file").touch()
+    config = PublishedConfig("burda2015", workdir=tmp_path / "file/runs", out=tmp_path, **changes)
+    with pytest.raises(InputError, match=rf"--workdir {tmp_path}/file/runs/.* cannot be written"):
+        published.published(config)
 
 
 def test_a_run_becomes_a_row(tmp_path, few_images_file, monkeypatch):
