@@ -25,7 +25,7 @@ from vae_jax.system.files import replacing, require_writable
 
 Cell = Literal["vae-1", "vae-5", "vae-50", "iwae-1", "iwae-5", "iwae-50"]
 DecoderBias = Literal["zero", "data-mean"]
-# Where the paper's code (https://github.com/yburda/iwae) does otherwise than the paper, or what it leaves open.
+# Where the paper's code (https://github.com/yburda/iwae) departs from the paper, or decides what that leaves open.
 VARIATIONS = ("adam_b1", "second_moments", "decoder_bias", "train_images", "image_order")
 FULL_PASSES = sum(3**i for i in range(8))
 # log p(x) is estimated from so many samples an image.
@@ -117,10 +117,11 @@ class Run(NamedTuple):
 
 
 def burda2015(config: PublishedConfig, cell: Cell, seed: int) -> Run:
-    """A cell of table 1: 784-200-200-50, tanh, the decoder in reverse. Writes what it starts from, if that is unusual.
+    """A cell of table 1: 784-200-200-50, tanh, the decoder in reverse.
 
-    What the paper leaves open is as usual in this program, unless the options say otherwise: the KL divergence of the
-    VAE in closed form, the decoder's bias at 0, second moments from 0, all 60,000 images, shuffled.
+    Unless the options say otherwise, what the paper leaves open is as usual in this program: the KL divergence of the
+    VAE in closed form, the decoder's bias at 0, second moments from 0, all 60,000 images, shuffled. Other images or
+    another start are written to files in the workdir.
     """
     kind, samples = cell.split("-")
     objective: Objective = "iwae" if kind == "iwae" else "elbo"
@@ -178,8 +179,10 @@ def write_first_images(config: PublishedConfig) -> Path:
 
 
 def write_start(config: PublishedConfig, run: TrainConfig, file: Path) -> None:
-    """Writes the weights and the Adam state that a run starts from, for `--init`. In a process of its own: it occupies
-    the GPU."""
+    """Writes the weights and the Adam state that a run starts from, for `--init`.
+
+    Call it in a process of its own: it occupies the GPU.
+    """
     import numpy as np
     import torch
 

@@ -148,19 +148,21 @@ def model_of(entries: Mapping[Any, Any], own: Collection[str] = ()) -> StateDict
 
 
 def _strip_prefixes(state_dict: StateDict, own: Collection[str]) -> StateDict:
-    """The state dict without the prefixes that wrappers add, as long as every key has the same one; says so."""
+    """The state dict without the prefixes that wrappers add to every key, those in `own` excepted; says so."""
     if COUNT in state_dict and _all_start_with(rest := {k: v for k, v in state_dict.items() if k != COUNT}, "module."):
         say(f"weights: an average of models; {COUNT}, their number, is left out")
         state_dict = rest
     stripped = ""
-    while prefix := next((prefix for prefix in PREFIXES if _all_start_with(state_dict, prefix)), None):
-        if any(key in own for key in state_dict):
-            break
+    while set(own).isdisjoint(state_dict) and (prefix := _common_prefix(state_dict)):
         state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
         stripped += prefix
     if stripped:
         say(f"weights: every key begins with {stripped}, which is left out")
     return state_dict
+
+
+def _common_prefix(state_dict: StateDict) -> str | None:
+    return next((prefix for prefix in PREFIXES if _all_start_with(state_dict, prefix)), None)
 
 
 def _all_start_with(state_dict: StateDict, prefix: str) -> bool:

@@ -16,7 +16,7 @@ from vae_jax.system.errors import WeightsError
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state", "optimizer_state_dict")
 # JAX counts steps in an int32, which has to leave room for further ones.
 MAX_STEPS = 10**9
-# Settings that must have these values for `vae_jax.adam` to compute the same steps; `Settings` may have others.
+# Settings that must have these values for `vae_jax.adam` to compute the same steps, as must the second beta, B2.
 FIXED = {"weight_decay": 0, "amsgrad": False, "maximize": False}
 B2 = 0.999
 # Other entries of a group, by torch.optim.Adam, AdamW or a schedule, that change no step.
@@ -36,7 +36,7 @@ class Adam(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What else Adam takes: its rate, the decay of the mean of the gradients, and epsilon."""
+    """The settings that may have any value: the rate, the decay of the mean of the gradients, and epsilon."""
 
     learning_rate: float
     b1: float

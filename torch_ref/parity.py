@@ -267,8 +267,8 @@ def parity(config: ParityConfig) -> None:
     images = dataset.test_images[: config.images].reshape(min(config.images, len(dataset.test_images)), -1)
     if config.weights is not None:
         with convert.explain_errors(config.weights):
-            weights = convert.model_of(convert.read(config.weights), module.state_dict().keys())
-            module.load_state_dict(rules.for_module(weights, module))
+            given = convert.model_of(convert.read(config.weights), module.state_dict().keys())
+            module.load_state_dict(rules.for_module(given, module))
     like = flax_side.shapes(flax_model, images.shape[1])
     names = known_names(module) | names
     weights = {key: tensor for key, tensor in module.state_dict().items() if not key.endswith(rules.COUNTER)}
